@@ -1,0 +1,27 @@
+//! What the kernel counts. Never part of a [`State`](crate::State), so that no diff can see it.
+
+/// Connections of one real server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RealServerCounters {
+    /// Connections in an established state (ipvsadm's `ActiveConn`).
+    pub active: u32,
+    /// Connections in any other state, such as TIME_WAIT, and all of UDP (ipvsadm's `InActConn`).
+    pub inactive: u32,
+    /// Persistence templates that point here (ipvsadm's `PersistConn`).
+    pub persistent: u32,
+}
+
+/// Traffic since the virtual or real server was made or its counters were zeroed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrafficCounters {
+    /// Connections scheduled.
+    pub connections: u64,
+    /// Packets from clients.
+    pub packets_in: u64,
+    /// Packets to clients; only masquerading sees them.
+    pub packets_out: u64,
+    /// Bytes from clients.
+    pub bytes_in: u64,
+    /// Bytes to clients; only masquerading sees them.
+    pub bytes_out: u64,
+}

@@ -1,0 +1,190 @@
+//! The ipsets of kube-ipvs, and what their members are.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::{Family, Protocol};
+
+/// One of the ipsets this project keeps. Sets of other tools cannot be named with this type, and so cannot be touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Set {
+    /// What the set is for.
+    pub role: Role,
+    /// The family of its addresses.
+    pub family: Family,
+}
+
+impl Set {
+    /// The set for `role` in `family`.
+    #[must_use]
+    pub const fn new(role: Role, family: Family) -> Self {
+        Self { role, family }
+    }
+
+    /// All sets of one family, in order.
+    pub fn of_family(family: Family) -> impl Iterator<Item = Self> {
+        Role::ALL.into_iter().map(move |role| Self { role, family })
+    }
+
+    /// The set with this name in the kernel, if it is one of ours.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Family::ALL.into_iter().flat_map(Self::of_family).find(|set| set.name() == name)
+    }
+
+    /// The name in the kernel, at most 31 bytes (`IPSET_MAXNAMELEN` with its NUL is 32).
+    ///
+    /// Where a set has kube-proxy's name, it has kube-proxy's layout too, so that one can take over from the other without a set
+    /// changing its type in place. A set that kube-proxy lays out differently has a name of its own.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match (self.role, self.family) {
+            (Role::LoopBack, Family::V4) => "KUBE-LOOP-BACK",
+            (Role::LoopBack, Family::V6) => "KUBE-6-LOOP-BACK",
+            (Role::ClusterIp, Family::V4) => "KUBE-CLUSTER-IP",
+            (Role::ClusterIp, Family::V6) => "KUBE-6-CLUSTER-IP",
+            (Role::NodePort, Family::V4) => "KUBE-NODE-PORT-ADDRESS",
+            (Role::NodePort, Family::V6) => "KUBE-6-NODE-PORT-ADDRESS",
+            (Role::Vips, Family::V4) => "KUBE-IPVS-IPS",
+            (Role::Vips, Family::V6) => "KUBE-6-IPVS-IPS",
+        }
+    }
+
+    /// The layout of the set's members.
+    #[must_use]
+    pub const fn kind(self) -> SetKind {
+        match self.role {
+            Role::LoopBack => SetKind::HashIpPortIp,
+            Role::ClusterIp | Role::NodePort => SetKind::HashIpPort,
+            Role::Vips => SetKind::HashIp,
+        }
+    }
+}
+
+impl fmt::Display for Set {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What a set is for. The packet rules refer to sets by role, and never grow with the number of Services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Endpoints on this node, each as `address,protocol:port,address`: a pod that reaches itself through its Service.
+    LoopBack,
+    /// ClusterIP frontends.
+    ClusterIp,
+    /// Node port frontends with the node address they are on, so that a Service port of the same number is not taken for one.
+    NodePort,
+    /// Every VIP that is bound.
+    Vips,
+}
+
+impl Role {
+    /// Every role, in the order of the type.
+    pub const ALL: [Self; 4] = [Self::LoopBack, Self::ClusterIp, Self::NodePort, Self::Vips];
+}
+
+/// The layout of a set (the ipset type name).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SetKind {
+    /// `hash:ip`
+    HashIp,
+    /// `hash:ip,port`
+    HashIpPort,
+    /// `hash:ip,port,ip`
+    HashIpPortIp,
+}
+
+impl SetKind {
+    /// The ipset type name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::HashIp => "hash:ip",
+            Self::HashIpPort => "hash:ip,port",
+            Self::HashIpPortIp => "hash:ip,port,ip",
+        }
+    }
+}
+
+/// A member of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Member {
+    /// For [`SetKind::HashIp`].
+    Ip(IpAddr),
+    /// For [`SetKind::HashIpPort`].
+    IpPort(IpAddr, Protocol, u16),
+    /// For [`SetKind::HashIpPortIp`].
+    IpPortIp(IpAddr, Protocol, u16, IpAddr),
+}
+
+impl Member {
+    /// The layout of set this can be a member of.
+    #[must_use]
+    pub const fn kind(self) -> SetKind {
+        match self {
+            Self::Ip(..) => SetKind::HashIp,
+            Self::IpPort(..) => SetKind::HashIpPort,
+            Self::IpPortIp(..) => SetKind::HashIpPortIp,
+        }
+    }
+}
+
+impl fmt::Display for Member {
+    /// As `ipset save` prints it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => write!(f, "{ip}"),
+            Self::IpPort(ip, protocol, port) => write!(f, "{ip},{}:{port}", protocol.lower_name()),
+            Self::IpPortIp(ip, protocol, port, ip2) => write!(f, "{ip},{}:{port},{ip2}", protocol.lower_name()),
+        }
+    }
+}
+
+/// A set that exists: how many members it has room for, and which it has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SetState {
+    /// `maxelem`: the kernel refuses a member beyond this number.
+    pub capacity: u32,
+    /// The members.
+    pub members: BTreeSet<Member>,
+}
+
+impl SetState {
+    /// The smallest capacity ever asked for: ipset's own default.
+    pub const MIN_CAPACITY: u32 = 65_536;
+
+    /// The capacity to ask for when `members` are wanted: at least twice as many, in powers of two, so that growth is rare.
+    #[must_use]
+    pub fn capacity_for(members: usize) -> u32 {
+        u32::try_from(members)
+            .ok()
+            .and_then(|members| members.checked_mul(2)?.checked_next_power_of_two())
+            .unwrap_or(u32::MAX)
+            .max(Self::MIN_CAPACITY)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_fits_the_kernel_and_finds_its_set() {
+        for set in Family::ALL.into_iter().flat_map(Set::of_family) {
+            assert!(set.name().len() <= 31, "{set}");
+            assert_eq!(Set::from_name(set.name()), Some(set));
+        }
+        assert_eq!(Set::from_name("KUBE-NODE-PORT-TCP"), None, "kube-proxy's bitmap is not ours to touch");
+    }
+
+    #[test]
+    fn capacity_leaves_room_to_double() {
+        assert_eq!(SetState::capacity_for(0), 65_536);
+        assert_eq!(SetState::capacity_for(32_768), 65_536);
+        assert_eq!(SetState::capacity_for(32_769), 131_072);
+        assert_eq!(SetState::capacity_for(usize::MAX), u32::MAX);
+    }
+}
