@@ -34,7 +34,7 @@ pub use family::{Family, Protocol};
 pub use rules::{Chain, Jump, Rules, Table};
 pub use scheduler::{InvalidScheduler, Scheduler};
 pub use set::{Member, Role, Set, SetKind, SetState};
-pub use state::State;
+pub use state::{Scope, State};
 pub use vip::{DEVICE, Via, Vip};
 pub use virtual_server::{
     Flags, ForwardingMethod, RealServer, RealServerKey, VirtualServer, VirtualServerConfig, VirtualServerKey,

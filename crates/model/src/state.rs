@@ -1,11 +1,11 @@
 //! A whole node's state, or the part of it that a change is about.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::{Family, Rules, Set, SetState, Vip, VirtualServer, VirtualServerKey};
+use crate::{Family, Member, Rules, Set, SetState, Vip, VirtualServer, VirtualServerKey};
 
-/// What a node holds, desired or observed, in full or restricted to the objects that one change touches.
+/// What a node holds, desired or observed, in full or restricted to a [`Scope`].
 ///
 /// Packet rules, sets and VIPs in an observed state are ours by construction: only objects with our names, device and routing
 /// protocol are read into it. Virtual servers of other tools do appear; `plan` tells them apart.
@@ -26,5 +26,52 @@ impl State {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty() && self.sets.is_empty() && self.virtual_servers.is_empty() && self.vips.is_empty()
+    }
+
+    /// The part of this state that `scope` is about, at a cost that follows the scope and not the state.
+    ///
+    /// Packet rules are in no scope: they do not change with Services. A set keeps its capacity and the members in question.
+    #[must_use]
+    pub fn restricted_to(&self, scope: &Scope) -> Self {
+        let set = |(set, members): (&Set, &BTreeSet<Member>)| {
+            let state = self.sets.get(set)?;
+            let members = members.iter().filter(|member| state.members.contains(member)).copied().collect();
+            Some((*set, SetState { capacity: state.capacity, members }))
+        };
+        let virtual_server = |key: &VirtualServerKey| Some((*key, self.virtual_servers.get(key)?.clone()));
+        Self {
+            rules: BTreeMap::new(),
+            sets: scope.members.iter().filter_map(set).collect(),
+            virtual_servers: scope.virtual_servers.iter().filter_map(virtual_server).collect(),
+            vips: scope.vips.iter().filter_map(|vip| Some((*vip, *self.vips.get(vip)?))).collect(),
+        }
+    }
+}
+
+/// The keys that a change touches. What is outside of it is not compared, and so not changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Virtual servers, with all of their real servers.
+    pub virtual_servers: BTreeSet<VirtualServerKey>,
+    /// VIPs.
+    pub vips: BTreeSet<Vip>,
+    /// Members of sets. A set that is named with no member is in scope for its existence and capacity.
+    pub members: BTreeMap<Set, BTreeSet<Member>>,
+}
+
+impl Scope {
+    /// Whether it holds no key.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.virtual_servers.is_empty() && self.vips.is_empty() && self.members.is_empty()
+    }
+
+    /// Takes in the keys of `other`.
+    pub fn extend(&mut self, other: Self) {
+        self.virtual_servers.extend(other.virtual_servers);
+        self.vips.extend(other.vips);
+        for (set, members) in other.members {
+            self.members.entry(set).or_default().extend(members);
+        }
     }
 }
