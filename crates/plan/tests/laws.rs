@@ -1,0 +1,269 @@
+//! The laws every plan keeps, over random pairs of states.
+
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU32;
+
+use ipnetwork::IpNetwork;
+use model::{
+    Chain, Family, Jump, Member, Protocol, RealServer, RealServerKey, Role, Rules, Scheduler, Set, SetState, State, Table, Via,
+    Vip, VirtualServer, VirtualServerKey,
+};
+use plan::{Ownership, Plan, Step, plan};
+use proptest::prelude::*;
+
+const NODE: Ownership<'static> = Ownership::Node { excluded: &[] };
+
+fn address() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        (1..5u8).prop_map(|host| IpAddr::V4(Ipv4Addr::new(10, 96, 0, host))),
+        (1..4u16).prop_map(|host| IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, host))),
+    ]
+}
+
+fn key() -> impl Strategy<Value = VirtualServerKey> {
+    (address(), prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)], 80..82u16)
+        .prop_map(|(address, protocol, port)| VirtualServerKey::address(address, protocol, port))
+}
+
+fn server() -> impl Strategy<Value = VirtualServer> {
+    let real = (2..6u8, 0..3u32).prop_map(|(host, weight)| {
+        (RealServerKey::new(Ipv4Addr::new(10, 244, 0, host).into(), 8080), RealServer { weight, ..RealServer::default() })
+    });
+    let persistence = prop::option::of((1..3u32).prop_filter_map("nonzero", NonZeroU32::new));
+    (prop::bool::ANY, persistence, prop::collection::btree_map(2..6u8, real, 0..4)).prop_map(|(wlc, persistence, reals)| {
+        let scheduler = if wlc { Scheduler::new("wlc").expect("a name") } else { Scheduler::RR };
+        let mut server = VirtualServer::new(scheduler, Family::V4);
+        server.config.persistence = persistence;
+        server.real_servers.extend(reals.into_values());
+        server
+    })
+}
+
+fn rules() -> impl Strategy<Value = Rules> {
+    let chain =
+        || (prop_oneof![Just(Table::Nat), Just(Table::Filter)], "KUBE-IPVS-[AB]").prop_map(|(table, name)| Chain { table, name });
+    let jump = (chain(), prop_oneof![Just("OUTPUT"), Just("INPUT")]).prop_map(|(to, from)| Jump { from: from.into(), to });
+    (prop::collection::btree_map(chain(), prop::collection::vec("-j [A-C]", 0..3), 0..3), prop::collection::btree_set(jump, 0..3))
+        .prop_map(|(chains, jumps)| Rules { chains, jumps })
+        .prop_filter("an empty set of rules is no set of rules", |rules| *rules != Rules::default())
+}
+
+/// A state as the ledger makes them: every virtual server has its frontend in a set and its VIP bound, in all enabled families.
+fn desired() -> impl Strategy<Value = State> {
+    let servers = prop::collection::btree_map(key(), server(), 0..6);
+    let capacity = prop_oneof![Just(16u32), Just(64)];
+    let source = prop::option::of(Just(IpAddr::V4(Ipv4Addr::new(172, 18, 0, 2))));
+    (servers, capacity, prop::collection::btree_map(family(), rules(), 0..3), source).prop_map(
+        |(servers, capacity, rules, source)| {
+            let mut state = State { rules, ..State::default() };
+            for set in Family::ALL.into_iter().flat_map(Set::of_family) {
+                state.sets.insert(set, SetState { capacity, members: BTreeSet::new() });
+            }
+            for (key, server) in servers {
+                claim(&mut state, key, source);
+                state.virtual_servers.insert(key, server);
+            }
+            state
+        },
+    )
+}
+
+/// Any state at all: desired ones of another time, minus or plus this and that, with virtual servers of other tools in it.
+fn observed() -> impl Strategy<Value = State> {
+    (desired(), prop::collection::btree_map(key(), server(), 0..4), prop::collection::btree_set(set(), 0..4), any::<u64>())
+        .prop_map(|(mut state, foreign, missing, dice)| {
+            state.virtual_servers.extend(foreign);
+            let mark = VirtualServerKey::Mark { family: Family::V4, mark: NonZeroU32::MIN };
+            state.virtual_servers.insert(mark, VirtualServer::new(Scheduler::RR, Family::V4));
+            let mut nth = 0;
+            let mut keep = || {
+                nth = (nth + 1) % 64;
+                dice >> nth & 1 == 1
+            };
+            state.vips.retain(|_, _| keep());
+            state.sets.values_mut().for_each(|set| set.members.retain(|_| keep()));
+            state.sets.retain(|set, _| !missing.contains(set));
+            state
+        })
+}
+
+fn claim(state: &mut State, key: VirtualServerKey, source: Option<IpAddr>) {
+    let VirtualServerKey::Address { address, port, protocol } = key else { return };
+    let mut add = |role, member| {
+        state.sets.entry(Set::new(role, key.family())).or_default().members.insert(member);
+    };
+    add(Role::ClusterIp, Member::IpPort(address, protocol, port));
+    add(Role::Vips, Member::Ip(address));
+    state.vips.insert(Vip::new(address, Via::Route), source);
+}
+
+fn family() -> impl Strategy<Value = Family> {
+    prop_oneof![Just(Family::V4), Just(Family::V6)]
+}
+
+fn set() -> impl Strategy<Value = Set> {
+    (prop::sample::select(Role::ALL.to_vec()), family()).prop_map(|(role, family)| Set::new(role, family))
+}
+
+fn foreign(desired: &State, observed: &State) -> BTreeSet<VirtualServerKey> {
+    let ours = |key: &VirtualServerKey| desired.virtual_servers.contains_key(key) || NODE.covers(key, desired, observed);
+    observed.virtual_servers.keys().filter(|key| !ours(key)).copied().collect()
+}
+
+fn apply(plan: &Plan, state: &State) -> State {
+    let mut state = state.clone();
+    plan.steps().for_each(|step| step.apply_to(&mut state));
+    state
+}
+
+/// Live: takes new connections.
+fn is_live(server: &VirtualServer) -> bool {
+    server.real_servers.values().any(|real| real.weight > 0)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn carrying_out_a_plan_reaches_the_desired_state_and_keeps_what_is_foreign(desired in desired(), observed in observed()) {
+        let reached = apply(&plan(&desired, &observed, &NODE), &observed);
+        let foreign = foreign(&desired, &observed);
+        let (kept, ours): (Vec<_>, Vec<_>) = reached.virtual_servers.into_iter().partition(|(key, _)| foreign.contains(key));
+        for (key, server) in kept {
+            prop_assert_eq!(Some(&server), observed.virtual_servers.get(&key));
+        }
+        prop_assert_eq!(ours, desired.virtual_servers.clone().into_iter().collect::<Vec<_>>());
+        prop_assert_eq!(&reached.vips, &desired.vips);
+        prop_assert_eq!(&reached.rules, &desired.rules);
+        prop_assert!(reached.sets.keys().eq(desired.sets.keys()));
+        for (set, wanted) in &desired.sets {
+            prop_assert_eq!(&reached.sets[set].members, &wanted.members);
+            prop_assert!(reached.sets[set].capacity >= wanted.capacity);
+        }
+        prop_assert!(plan(&desired, &apply(&plan(&desired, &observed, &NODE), &observed), &NODE).is_empty(), "a second plan is empty");
+    }
+
+    #[test]
+    fn nothing_to_do_is_an_empty_plan(state in desired()) {
+        let empty = plan(&state, &state, &NODE);
+        prop_assert!(empty.is_empty());
+        prop_assert_eq!(empty.to_string(), "");
+    }
+
+    #[test]
+    fn foreign_virtual_servers_are_in_no_step(desired in desired(), observed in observed()) {
+        let foreign = foreign(&desired, &observed);
+        for step in plan(&desired, &observed, &NODE).steps() {
+            if let Some(key) = step.virtual_server() {
+                prop_assert!(!foreign.contains(&key), "{}", step);
+            }
+        }
+    }
+
+    #[test]
+    fn every_prefix_keeps_live_servers_and_binds_no_vip_early(desired in desired(), observed in observed()) {
+        let mut state = observed.clone();
+        let plan = plan(&desired, &observed, &NODE);
+        let keeps_live = |key: &VirtualServerKey| {
+            observed.virtual_servers.get(key).is_some_and(is_live) && desired.virtual_servers.get(key).is_some_and(is_live)
+        };
+        let kept: Vec<_> = desired.virtual_servers.keys().filter(|key| keeps_live(key)).copied().collect();
+        for step in plan.steps() {
+            if let Step::BindVip { vip, .. } = step {
+                let family = vip.family();
+                let missing = desired.rules.get(&family).is_some_and(|rules| {
+                    rules.chains.iter().any(|(chain, text)| state.rules[&family].chains.get(chain) != Some(text))
+                        || !rules.jumps.is_subset(&state.rules[&family].jumps)
+                });
+                prop_assert!(!missing, "{} comes before its packet rules", step);
+                for (set, wanted) in desired.sets.iter().filter(|(set, _)| set.family == family) {
+                    prop_assert!(wanted.members.is_subset(&state.sets[set].members), "{} comes before the members of {}", step, set);
+                }
+                for key in desired.virtual_servers.keys() {
+                    prop_assert!(state.virtual_servers.contains_key(key), "{} comes before {}", step, key);
+                }
+            }
+            step.apply_to(&mut state);
+            for key in &kept {
+                prop_assert!(is_live(&state.virtual_servers[key]), "{} leaves {} without a live real server", step, key);
+            }
+        }
+    }
+
+    #[test]
+    fn a_scope_gives_the_same_steps_as_the_whole_for_what_it_holds(desired in desired(), observed in desired(), key in key()) {
+        let scope = model::Scope { virtual_servers: [key].into(), ..model::Scope::default() };
+        let part = plan(&desired.restricted_to(&scope), &observed.restricted_to(&scope), &Ownership::Scope);
+        let whole = plan(&desired, &observed, &Ownership::Scope);
+        let of_key: Vec<_> = whole.steps().filter(|step| step.virtual_server() == Some(key)).cloned().collect();
+        prop_assert_eq!(part.steps().cloned().collect::<Vec<_>>(), of_key);
+    }
+}
+
+#[test]
+fn k1_foreign_virtual_servers_and_firewall_marks_survive_an_empty_desired_state() {
+    let keepalived = VirtualServerKey::address("192.0.2.10".parse().unwrap(), Protocol::Tcp, 443);
+    let mark = VirtualServerKey::Mark { family: Family::V6, mark: NonZeroU32::MIN };
+    let stale = VirtualServerKey::address("10.96.0.9".parse().unwrap(), Protocol::Tcp, 80);
+    let mut observed = State::default();
+    for key in [keepalived, mark, stale] {
+        observed.virtual_servers.insert(key, VirtualServer::new(Scheduler::RR, key.family()));
+    }
+    observed.vips.insert(Vip::new("10.96.0.9".parse().unwrap(), Via::Address), None);
+
+    let steps: Vec<_> = plan(&State::default(), &observed, &NODE).steps().cloned().collect();
+    assert_eq!(steps, [Step::UnbindVip(Vip::new("10.96.0.9".parse().unwrap(), Via::Address)), Step::RemoveVirtualServer(stale)]);
+}
+
+#[test]
+fn k1_an_excluded_network_protects_even_what_looks_like_ours() {
+    let inside = VirtualServerKey::address("203.0.113.200".parse().unwrap(), Protocol::Tcp, 80);
+    let mut observed = State::default();
+    claim(&mut observed, inside, None);
+    observed.virtual_servers.insert(inside, VirtualServer::new(Scheduler::RR, Family::V4));
+
+    let excluded: [IpNetwork; 1] = ["203.0.113.192/26".parse().unwrap()];
+    assert!(!Ownership::Node { excluded: &excluded }.covers(&inside, &State::default(), &observed));
+    assert!(NODE.covers(&inside, &State::default(), &observed));
+}
+
+#[test]
+fn a3_a_real_server_that_returns_is_reweighted_in_place() {
+    let web = VirtualServerKey::address("10.96.0.1".parse().unwrap(), Protocol::Tcp, 80);
+    let real = RealServerKey::new("10.244.0.2".parse().unwrap(), 8080);
+    let with_weight = |weight| {
+        let mut state = State::default();
+        let mut server = VirtualServer::new(Scheduler::RR, Family::V4);
+        server.real_servers.insert(real, RealServer { weight, ..RealServer::default() });
+        state.virtual_servers.insert(web, server);
+        state
+    };
+    let steps: Vec<_> = plan(&with_weight(1), &with_weight(0), &Ownership::Scope).steps().cloned().collect();
+    assert_eq!(steps, [Step::SetRealServer { key: web, real, server: RealServer::default() }]);
+}
+
+#[test]
+fn a_plan_reads_as_text() {
+    let mut desired = State::default();
+    let web = VirtualServerKey::address("10.96.0.10".parse().unwrap(), Protocol::Tcp, 80);
+    claim(&mut desired, web, Some("172.18.0.2".parse().unwrap()));
+    desired.sets.values_mut().for_each(|set| set.capacity = SetState::MIN_CAPACITY);
+    let mut server = VirtualServer::new(Scheduler::RR, Family::V4);
+    server.real_servers.insert(RealServerKey::new("10.244.0.2".parse().unwrap(), 8080), RealServer::default());
+    desired.virtual_servers.insert(web, server);
+    insta::assert_snapshot!(plan(&desired, &State::default(), &NODE).to_string().trim_end(), @r"
+    sets
+      create set KUBE-CLUSTER-IP with room for 65536 members
+      create set KUBE-IPVS-IPS with room for 65536 members
+    set members
+      add 10.96.0.10,tcp:80 to set KUBE-CLUSTER-IP
+      add 10.96.0.10 to set KUBE-IPVS-IPS
+    virtual servers
+      add virtual server TCP 10.96.0.10:80 rr with 1 real servers
+    VIPs
+      bind 10.96.0.10/32 as a route on kube-ipvs0 with source 172.18.0.2
+    ");
+}
