@@ -1,0 +1,83 @@
+//! Calls of cargo, and where its results are.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+/// A test program that cargo built, with what it needs to run outside of cargo.
+pub(crate) struct TestProgram {
+    pub(crate) package: String,
+    pub(crate) executable: PathBuf,
+    pub(crate) package_dir: PathBuf,
+}
+
+/// The repository's root: this package is two directories below it.
+pub(crate) fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_path_buf()
+}
+
+pub(crate) fn target_dir() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => root().join(dir),
+        None => root().join("target"),
+    }
+}
+
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command.current_dir(root()).args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Builds the agent and the programs of the test kit.
+pub(crate) fn binaries() -> Result<()> {
+    let status = cargo(&["build", "--quiet", "--package", "kube-ipvs", "--package", "testkit", "--bins"])
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("the agent or the test programs do not build (see above)");
+    }
+    Ok(())
+}
+
+/// The packages of the workspace that declare an integration test target of this name.
+pub(crate) fn packages_with_test(name: &str) -> Result<Vec<String>> {
+    let output =
+        cargo(&["metadata", "--format-version=1", "--no-deps"]).stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata printed no JSON")?;
+    let is_wanted =
+        |target: &Value| target["name"] == name && target["kind"].as_array().is_some_and(|kinds| kinds.contains(&"test".into()));
+    let packages = metadata["packages"].as_array().context("cargo metadata has no packages")?;
+    Ok(packages
+        .iter()
+        .filter(|package| package["targets"].as_array().is_some_and(|targets| targets.iter().any(is_wanted)))
+        .filter_map(|package| package["name"].as_str().map(str::to_owned))
+        .collect())
+}
+
+/// Builds the integration test target of this name in one package, without running it.
+pub(crate) fn test_program(package: &str, name: &str) -> Result<TestProgram> {
+    let output = cargo(&["test", "--no-run", "--package", package, "--test", name, "--message-format=json-render-diagnostics"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("test target {name} of package {package} does not build (see above)");
+    }
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["reason"] == "compiler-artifact" && message["target"]["name"] == name)
+        .find_map(|message| {
+            Some(TestProgram {
+                package: package.to_owned(),
+                executable: PathBuf::from(message["executable"].as_str()?),
+                package_dir: PathBuf::from(message["manifest_path"].as_str()?).parent()?.to_path_buf(),
+            })
+        })
+        .with_context(|| format!("cargo built no program for test target {name} of package {package}"))
+}

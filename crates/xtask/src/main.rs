@@ -1,0 +1,119 @@
+//! This program turns a fresh checkout on a fresh machine into a tested and demonstrated one: `cargo xtask demo`, `cargo xtask test`, `cargo xtask guest`.
+//!
+//! IPVS lives in the kernel and many kernels lack it, so everything that needs it runs in a *guest*: a distribution kernel, downloaded but not installed,
+//! booted by QEMU with an initramfs made here. Files in reading order: [`host`] (what this machine has, and installing what it lacks), [`kernel`]
+//! (kernel packages), [`cpio`] and [`image`] (the initramfs), [`qemu`] (booting), [`guest`] (the three together), [`build`] (cargo), [`tiers`]
+//! (the test run and its summary), [`demo`].
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a developer's command-line program: its output is its interface")]
+
+mod build;
+mod cpio;
+mod demo;
+mod guest;
+mod host;
+mod image;
+mod kernel;
+mod qemu;
+mod tiers;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::guest::Guest;
+use crate::kernel::Wanted;
+use crate::tiers::Tier;
+
+/// Development commands of kube-ipvs.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// See it work: boot a kernel with IPVS, make a node with pods, run the agent and send requests
+    Demo {
+        /// Stay inside afterwards, with a shell on the node's kernel (leave with `exit`, or Ctrl-A X)
+        #[arg(long)]
+        shell: bool,
+        /// Use this machine's own kernel, in network namespaces, instead of a guest (needs root and IPVS)
+        #[arg(long, conflicts_with_all = ["shell", "kernel"])]
+        host: bool,
+        /// Guest kernel: `base`, `newest`, or a series such as 6.1
+        #[arg(long, default_value = "base")]
+        kernel: Wanted,
+    },
+    /// Run all tests: formatting, clippy, unit, host namespaces, and the guest on two kernels
+    Test {
+        /// Run only this tier (may be given several times)
+        #[arg(long = "tier", value_enum)]
+        tiers: Vec<Tier>,
+        /// Run only the guest and host tests whose name contains this
+        #[arg(long)]
+        filter: Option<String>,
+    },
+    /// Run a command in the guest, with kube-ipvs, probe and the network tools on its PATH, and exit with its code
+    Guest {
+        /// Guest kernel: `base`, `newest`, or a series such as 6.1
+        #[arg(long, default_value = "base")]
+        kernel: Wanted,
+        /// Put this file into /extra of the guest (may be given several times; programs bring their shared libraries)
+        #[arg(long, value_name = "FILE")]
+        add: Vec<PathBuf>,
+        /// Use the binaries that are in the target directory as they are
+        #[arg(long)]
+        no_build: bool,
+        /// Give up after this many seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+        timeout: u64,
+        /// The command; a single word with spaces is a shell line; none is an interactive shell
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Demo { shell: _, host: true, .. } => demo::on_host(),
+        Command::Demo { shell, host: false, kernel } => demo::in_guest(&kernel, shell),
+        Command::Test { tiers, filter } => tiers::run(&tiers, filter.as_deref()),
+        Command::Guest { kernel, add, no_build, timeout, command } => {
+            host::prepare(host::GUEST_TOOLS)?;
+            if !no_build {
+                build::binaries()?;
+            }
+            let mut guest = Guest::new(&kernel)?;
+            for name in ["kube-ipvs", "probe", "demo"] {
+                let program = build::target_dir().join("debug").join(name);
+                if program.exists() {
+                    guest.program(&program, name)?;
+                }
+            }
+            for file in &add {
+                guest.extra(file)?;
+            }
+            let code = if command.is_empty() {
+                guest.shell("")?
+            } else {
+                guest.run(&guest::script(&command), Duration::from_secs(timeout))?.code
+            };
+            Ok(ExitCode::from(code))
+        }
+    }
+}

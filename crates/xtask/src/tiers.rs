@@ -1,0 +1,249 @@
+//! The test run: tiers from the quickest to the slowest, each counted, and one summary.
+
+use std::fmt;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+
+use crate::build::{self, TestProgram};
+use crate::guest::{self, Guest};
+use crate::host;
+use crate::kernel::Wanted;
+
+/// All guest tests of one boot together take a few minutes when emulated.
+const GUEST_LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// Guest tests mostly wait (for processes to start, for deadlines), so more of them than processors run at a time.
+const GUEST_THREADS: &str = "4";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tier {
+    /// The code is formatted
+    Fmt,
+    /// clippy has no warnings
+    Clippy,
+    /// Unit, property and documentation tests
+    Unit,
+    /// Tests on this machine's kernel, in a private network namespace
+    Host,
+    /// Tests in a guest with the base kernel
+    Guest,
+    /// The same tests in a guest with the newest kernel
+    GuestNewest,
+}
+
+impl Tier {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fmt => "fmt",
+            Self::Clippy => "clippy",
+            Self::Unit => "unit",
+            Self::Host => "host",
+            Self::Guest => "guest",
+            Self::GuestNewest => "guest-newest",
+        }
+    }
+
+    fn run(self, filter: Option<&str>) -> Result<Counts> {
+        match self {
+            Self::Fmt => check(&["fmt", "--all", "--check"]),
+            Self::Clippy => check(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+            Self::Unit => unit(),
+            Self::Host => on_host(filter),
+            Self::Guest => in_guest(&Wanted::Base, filter),
+            Self::GuestNewest => in_guest(&Wanted::Newest, filter),
+        }
+    }
+}
+
+/// How many tests ended how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Counts {
+    /// Adds up the result lines of libtest: `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+    fn take_in(&mut self, line: &str) {
+        let Some((_, counts)) = line.split_once("test result: ").and_then(|(_, result)| result.split_once(". ")) else { return };
+        for count in counts.split("; ") {
+            let Some((number, what)) = count.split_once(' ') else { continue };
+            let Ok(number) = number.parse::<u64>() else { continue };
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+
+    /// A run that ended badly has at least one failure, whatever it counted (a crash counts nothing).
+    fn with_status(mut self, success: bool) -> Self {
+        if !success && self.failed == 0 {
+            self.failed = 1;
+        }
+        self
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:>5} passed  {:>4} failed", self.passed, self.failed)?;
+        if self.ignored > 0 {
+            write!(formatter, "  {} ignored", self.ignored)?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs the tiers, all of them when none is named, and prints the summary.
+pub(crate) fn run(tiers: &[Tier], filter: Option<&str>) -> Result<ExitCode> {
+    let tiers = if tiers.is_empty() { Tier::value_variants() } else { tiers };
+    prepare(tiers)?;
+    let mut lines = Vec::new();
+    let mut total = Counts::default();
+    for tier in tiers {
+        println!("\n=== {} ===", tier.name());
+        let start = Instant::now();
+        let counts = tier.run(filter).unwrap_or_else(|error| {
+            println!("{}: {error:#}", tier.name());
+            Counts { failed: 1, ..Counts::default() }
+        });
+        let mut line = format!("{:<13} {counts}  {:>5.0} s", tier.name(), start.elapsed().as_secs_f32());
+        total.passed += counts.passed;
+        total.failed += counts.failed;
+        if counts.passed + counts.failed == 0 {
+            total.failed += 1;
+            line.push_str("  (ran no test: that is a failure)");
+        }
+        lines.push(line);
+    }
+    println!("\n=== summary ===\n{}\n\n{} passed, {} failed", lines.join("\n"), total.passed, total.failed);
+    Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Installs what the tiers need before the first of them runs, so that a machine that cannot have it is told at once.
+fn prepare(tiers: &[Tier]) -> Result<()> {
+    for tier in tiers {
+        match tier {
+            Tier::Fmt => component("fmt", "rustfmt")?,
+            Tier::Clippy => component("clippy", "clippy")?,
+            Tier::Unit => {}
+            Tier::Host => host::prepare(host::HOST_TOOLS)?,
+            Tier::Guest | Tier::GuestNewest => host::prepare(host::GUEST_TOOLS)?,
+        }
+    }
+    Ok(())
+}
+
+/// A component of the toolchain that a minimal installation of Rust lacks.
+fn component(subcommand: &str, name: &str) -> Result<()> {
+    if build::cargo(&[subcommand, "--version"]).output().is_ok_and(|output| output.status.success()) {
+        return Ok(());
+    }
+    println!("installing the Rust component {name}");
+    host::output(Command::new("rustup").args(["component", "add", name]))
+        .map(drop)
+        .with_context(|| format!("cargo {subcommand} is missing: install {name}"))
+}
+
+/// A tier of one check: cargo's exit code.
+fn check(arguments: &[&str]) -> Result<Counts> {
+    let status = build::cargo(arguments).status().context("cannot run cargo")?;
+    Ok(Counts { passed: u64::from(status.success()), failed: u64::from(!status.success()), ignored: 0 })
+}
+
+fn unit() -> Result<Counts> {
+    counted(build::cargo(&["test", "--workspace", "--no-fail-fast"]))
+}
+
+fn on_host(filter: Option<&str>) -> Result<Counts> {
+    let mut total = Counts::default();
+    for package in build::packages_with_test("host")? {
+        let TestProgram { package, executable, package_dir } = build::test_program(&package, "host")?;
+        println!("{package}: in a private network namespace");
+        let mut command = Command::new("unshare");
+        if !host::is_root() {
+            command.args(["--user", "--map-root-user"]);
+        }
+        command.arg("--net").arg(&executable).args(filter).current_dir(&package_dir).env("CARGO_MANIFEST_DIR", &package_dir);
+        let counts = counted(command)?;
+        total = Counts {
+            passed: total.passed + counts.passed,
+            failed: total.failed + counts.failed,
+            ignored: total.ignored + counts.ignored,
+        };
+    }
+    Ok(total)
+}
+
+fn in_guest(wanted: &Wanted, filter: Option<&str>) -> Result<Counts> {
+    build::binaries()?;
+    let packages = build::packages_with_test("guest")?;
+    if packages.is_empty() {
+        bail!("no package declares a test target named guest");
+    }
+    let mut guest = Guest::new(wanted)?;
+    println!("Linux {}", guest.release());
+    for name in ["kube-ipvs", "probe", "demo"] {
+        guest.program(&build::target_dir().join("debug").join(name), name)?;
+    }
+    let mut script = String::from("result=0\n");
+    for package in packages {
+        let program = build::test_program(&package, "guest")?;
+        let name = format!("guest-tests-{package}");
+        guest.program(&program.executable, &name)?;
+        let mut command = vec![name, "--test-threads".to_owned(), GUEST_THREADS.to_owned()];
+        command.extend(filter.map(str::to_owned));
+        script.push_str(&guest::script(&command));
+        script.push_str(" || result=$?\n");
+    }
+    script.push_str("exit $result\n");
+    let outcome = guest.run(&script, GUEST_LIMIT)?;
+    let mut counts = Counts::default();
+    outcome.console.lines().for_each(|line| counts.take_in(line));
+    Ok(counts.with_status(outcome.code == 0))
+}
+
+/// Runs a program that ends with libtest's result lines, shows its output as it comes, and counts.
+fn counted(mut command: Command) -> Result<Counts> {
+    let shown = format!("{command:?}");
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {shown}"))?;
+    let output = child.stdout.take().context("a child process has no output")?;
+    let mut counts = Counts::default();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("cannot read a child process's output")?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        counts.take_in(&line);
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for {shown}"))?;
+    Ok(counts.with_status(status.success()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_lines_add_up() {
+        let mut counts = Counts::default();
+        counts.take_in("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s");
+        counts.take_in("test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s");
+        counts.take_in("test some_test ... ok");
+        assert_eq!(counts, Counts { passed: 5, failed: 4, ignored: 1 });
+    }
+
+    #[test]
+    fn a_crash_is_a_failure_though_nothing_was_counted() {
+        assert_eq!(Counts::default().with_status(false).failed, 1);
+        assert_eq!(Counts { passed: 3, failed: 2, ignored: 0 }.with_status(false).failed, 2);
+        assert_eq!(Counts { passed: 3, ..Counts::default() }.with_status(true).failed, 0);
+    }
+}
