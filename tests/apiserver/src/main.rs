@@ -1,0 +1,83 @@
+//! Serves manifests as a kube-apiserver would, for kubectl and for an agent started by hand.
+
+use anyhow::{Context as _, Result};
+use apiserver::{ApiServer, Json, Options, read_manifests};
+use clap::Parser;
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A double of kube-apiserver: serves Services, EndpointSlices and Nodes from files
+#[derive(Parser)]
+#[command(name = "apiserver")]
+struct Arguments {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8001")]
+    listen: SocketAddr,
+    /// A file or directory of YAML or JSON manifests, followed as it changes
+    #[arg(long, value_name = "PATH")]
+    manifests: Option<PathBuf>,
+    /// Write a kubeconfig for this server to a file
+    #[arg(long, value_name = "FILE")]
+    write_kubeconfig: Option<PathBuf>,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let server = ApiServer::start(Options { listen: arguments.listen, ..Options::default() })
+        .await
+        .with_context(|| format!("cannot listen on {}", arguments.listen))?;
+    if let Some(path) = &arguments.write_kubeconfig {
+        std::fs::write(path, server.kubeconfig()).with_context(|| format!("{} cannot be written", path.display()))?;
+    }
+    say(&format!("listening on {url}\ntry: kubectl --server {url} get services --all-namespaces", url = server.url()))?;
+
+    let mut served = BTreeMap::new();
+    let mut last_complaint = String::new();
+    loop {
+        if let Some(path) = &arguments.manifests
+            && let Err(error) = follow(&server, path, &mut served)
+        {
+            let complaint = format!("{error:#}");
+            if complaint != last_complaint {
+                say(&complaint)?;
+                last_complaint = complaint;
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+        }
+    }
+}
+
+/// Brings the server in line with the files: what differs is written, what has gone is deleted.
+fn follow(server: &ApiServer, path: &Path, served: &mut BTreeMap<[String; 3], Json>) -> Result<()> {
+    let text = |object: &Json, path: &[&str]| object.str_at(path).unwrap_or_default().to_owned();
+    let objects = read_manifests(path)?.into_iter().map(|object| {
+        let namespace = object.str_at(&["metadata", "namespace"]).unwrap_or("default").to_owned();
+        ([text(&object, &["kind"]), namespace, text(&object, &["metadata", "name"])], object)
+    });
+    let found: BTreeMap<[String; 3], Json> = objects.collect();
+    for (identity, object) in &found {
+        if served.get(identity) != Some(object)
+            && let Err(error) = server.apply(object.clone())
+        {
+            say(&format!("left out: {error}"))?;
+        }
+    }
+    for [kind, namespace, name] in served.keys().filter(|identity| !found.contains_key(*identity)) {
+        if let Some(resource) = apiserver::Resource::of_kind(kind) {
+            server.delete(resource, namespace, name);
+        }
+    }
+    *served = found;
+    Ok(())
+}
+
+fn say(text: &str) -> std::io::Result<()> {
+    writeln!(std::io::stdout().lock(), "{text}")
+}

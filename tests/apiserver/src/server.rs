@@ -1,0 +1,239 @@
+//! Connections, authentication, and the way from a request to its answer.
+
+use crate::body::Answer;
+use crate::fault::{Fault, Faults, Interruption, Verb};
+use crate::json::Json;
+use crate::options::Options;
+use crate::request::{Place, Query, Received};
+use crate::resource::Resource;
+use crate::selector::Selection;
+use crate::status::Failure;
+use crate::store::Store;
+use crate::watch::{Watch, error, with_kind};
+use crate::{discovery, list, objects};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::broadcast;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+/// The size of objects etcd accepts is 1.5 MiB; the API server refuses bodies over 3 MiB.
+const MAX_BODY: usize = 3 << 20;
+
+/// Go's HTTP server finds out the length of a body up to this size, and sends larger ones in chunks.
+const MAX_WHOLE: usize = 2048;
+
+/// How long a real server waits for a version that lies ahead before it answers 504.
+const AHEAD_SECONDS: u32 = 3;
+
+/// What all connections share.
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) options: Options,
+    pub(crate) faults: Faults,
+    /// One channel per resource; each open watch holds a receiver of it.
+    pub(crate) interruptions: BTreeMap<Resource, broadcast::Sender<Interruption>>,
+    pub(crate) received: Mutex<Vec<Received>>,
+    pub(crate) forbidden: Mutex<Vec<(Verb, Resource)>>,
+    pub(crate) streaming_lists: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(options: Options) -> Self {
+        Self {
+            store: Store::new(),
+            faults: Faults::default(),
+            interruptions: Resource::ALL.into_iter().map(|resource| (resource, broadcast::Sender::new(64))).collect(),
+            received: Mutex::default(),
+            forbidden: Mutex::default(),
+            streaming_lists: AtomicBool::new(options.streaming_lists),
+            options,
+        }
+    }
+
+    pub(crate) fn streaming_lists(&self) -> bool {
+        self.streaming_lists.load(Ordering::Relaxed)
+    }
+}
+
+/// Accepts connections until dropped; its connections end with it.
+pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                connections.spawn(connection(stream, shared.clone()));
+                while connections.try_join_next().is_some() {}
+            }
+            // Out of descriptors, most likely: the next attempt may find some.
+            Err(_) => sleep(std::time::Duration::from_millis(10)).await,
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+    let service = service_fn(move |request| answer(shared.clone(), request));
+    let served =
+        hyper::server::conn::http1::Builder::new().title_case_headers(true).serve_connection(TokioIo::new(stream), service);
+    // A connection that breaks off is the client's business, or was asked for.
+    let _ = served.await;
+}
+
+/// The error that makes hyper drop a connection without an answer.
+#[derive(Debug)]
+struct HangUp;
+
+impl std::fmt::Display for HangUp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the connection is closed on demand")
+    }
+}
+
+impl std::error::Error for HangUp {}
+
+async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Answer>, HangUp> {
+    let path = request.uri().path().to_owned();
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let place = Place::parse(&path);
+    let asks = place.as_ref().and_then(|place| Some((verb(request.method(), place, &query)?, place.resource)));
+    let target = request.uri().path_and_query().map_or("", |target| target.as_str());
+    let record = Received::new(request.method().as_str(), target, asks, query.clone());
+    shared.received.lock().unwrap_or_else(PoisonError::into_inner).push(record);
+
+    let fault = asks.and_then(|(verb, resource)| shared.faults.take(verb, resource));
+    match fault {
+        Some(Fault::Disconnect) => return Err(HangUp),
+        Some(Fault::NoAnswer) => std::future::pending().await,
+        Some(Fault::Delay(time)) => sleep(time).await,
+        Some(Fault::Status(code)) => return Ok(refusal(&Failure::on_demand(code))),
+        Some(Fault::ErrorLine(code)) => {
+            let (sender, body) = Answer::lines();
+            tokio::spawn(async move { sender.send(format!("{}\n", error(&Failure::on_demand(code)))).await });
+            return Ok(response(StatusCode::OK, body));
+        }
+        Some(Fault::Silent) => {
+            let (sender, body) = Answer::lines();
+            tokio::spawn(async move { sender.closed().await });
+            return Ok(response(StatusCode::OK, body));
+        }
+        Some(Fault::CutLine(_)) | None => {}
+    }
+    Ok(granted(&shared, request, place, &query, asks, fault).await.unwrap_or_else(|failure| refusal(&failure)))
+}
+
+async fn granted(
+    shared: &Arc<Shared>,
+    request: Request<Incoming>,
+    place: Option<Place>,
+    query: &Query,
+    asks: Option<(Verb, Resource)>,
+    fault: Option<Fault>,
+) -> Result<Response<Answer>, Failure> {
+    let user = user(shared, &request)?;
+    let Some(place) = place else {
+        let body = discovery::answer(request.uri().path()).ok_or_else(Failure::no_such_path)?;
+        return Ok(response(StatusCode::OK, Answer::whole(body)));
+    };
+    let Some((verb, resource)) = asks else { return Err(Failure::method_not_allowed()) };
+    let forbidden = shared.forbidden.lock().unwrap_or_else(PoisonError::into_inner).contains(&(verb, resource));
+    if forbidden || user == ANONYMOUS {
+        return Err(Failure::forbidden(user, verb.name(), resource, place.namespace.as_deref()));
+    }
+    match (verb, place.name) {
+        (Verb::Create, _) => {
+            let namespace = place.namespace.ok_or_else(Failure::method_not_allowed)?;
+            let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
+            let body = body.map_err(|error| Failure::bad_request(format!("the body cannot be read: {error}")))?.to_bytes();
+            let text = std::str::from_utf8(&body).map_err(|error| Failure::bad_request(error.to_string()))?;
+            let object: Json = text.parse().map_err(|error: serde_json::Error| Failure::bad_request(error.to_string()))?;
+            let created = objects::create(&shared.store, resource, &namespace, object)?;
+            Ok(response(StatusCode::CREATED, Answer::whole(with_kind(resource, &created))))
+        }
+        (Verb::Get, name) => {
+            let name = name.unwrap_or_default();
+            let key = place.namespace.map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"));
+            let object = shared.store.get(resource, &key).ok_or_else(|| Failure::not_found(resource, &name))?;
+            Ok(response(StatusCode::OK, Answer::whole(with_kind(resource, &object))))
+        }
+        (Verb::List, _) => {
+            let selection = selection(resource, place.namespace, query)?;
+            if let Some(least) = list::least_version(query)? {
+                let mut versions = shared.store.versions();
+                // Whether it came in time is for the list to see.
+                let _ = timeout(shared.options.second * AHEAD_SECONDS, versions.wait_for(|version| *version >= least)).await;
+            }
+            let listing = list::list(&shared.store, resource, &selection, query)?;
+            if listing.len() <= MAX_WHOLE && fault.is_none() {
+                return Ok(response(StatusCode::OK, Answer::whole(listing)));
+            }
+            let (sender, body) = Answer::lines();
+            tokio::spawn(async move {
+                match fault {
+                    Some(Fault::CutLine(_)) => sender.cut(&listing).await,
+                    _ => drop(sender.send(listing).await),
+                }
+            });
+            Ok(response(StatusCode::OK, body))
+        }
+        (Verb::Watch, _) => {
+            let selection = selection(resource, place.namespace, query)?;
+            let watch = Watch::parse(shared, resource, selection, query)?;
+            let (sender, body) = Answer::lines();
+            tokio::spawn(watch.run(shared.clone(), sender, fault));
+            Ok(response(StatusCode::OK, body))
+        }
+    }
+}
+
+const ANONYMOUS: &str = "system:anonymous";
+
+fn user<'a>(shared: &'a Shared, request: &Request<Incoming>) -> Result<&'a str, Failure> {
+    let Some(token) = &shared.options.token else { return Ok(&shared.options.user) };
+    match request.headers().get(AUTHORIZATION) {
+        None => Ok(ANONYMOUS),
+        Some(value) if value.to_str().ok().and_then(|value| value.strip_prefix("Bearer ")) == Some(token) => {
+            Ok(&shared.options.user)
+        }
+        Some(_) => Err(Failure::unauthorized()),
+    }
+}
+
+fn verb(method: &Method, place: &Place, query: &Query) -> Option<Verb> {
+    match (method, &place.name) {
+        (&Method::GET, Some(_)) => Some(Verb::Get),
+        (&Method::GET, None) if query.is_true("watch") => Some(Verb::Watch),
+        (&Method::GET, None) => Some(Verb::List),
+        (&Method::POST, None) if place.resource == Resource::Events => Some(Verb::Create),
+        _ => None,
+    }
+}
+
+fn selection(resource: Resource, namespace: Option<String>, query: &Query) -> Result<Selection, Failure> {
+    Selection::parse(resource, namespace, query.get("labelSelector"), query.get("fieldSelector"))
+}
+
+fn refusal(failure: &Failure) -> Response<Answer> {
+    let status = StatusCode::from_u16(failure.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = response(status, Answer::whole(format!("{}\n", failure.body())));
+    if let Some(seconds) = failure.retry_after {
+        response.headers_mut().insert(RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+fn response(status: StatusCode, body: Answer) -> Response<Answer> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, hyper::header::HeaderValue::from_static("no-cache, private"));
+    headers.insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    response
+}
