@@ -1,0 +1,143 @@
+//! Which endpoints of a Service's port are its real servers.
+
+use std::collections::BTreeMap;
+
+use model::{Family, RealServerKey};
+
+use crate::service::ServicePort;
+use crate::slice::Slice;
+
+/// How far from this node an endpoint may be: what a traffic policy says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Policy `Cluster`: anywhere, near ones first where hints say so.
+    Cluster,
+    /// Policy `Local`: on this node. Where there is none, there is none; another node's are not a substitute.
+    Node,
+}
+
+/// What an endpoint's hints of one kind say about this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hint {
+    /// Nothing.
+    Missing,
+    /// It is meant for others.
+    Elsewhere,
+    /// It is meant for this node.
+    Here,
+}
+
+impl Hint {
+    pub(crate) fn of<'a>(names: impl IntoIterator<Item = &'a str>, own: Option<&str>) -> Self {
+        names.into_iter().fold(Self::Missing, |hint, name| match hint {
+            Self::Here => Self::Here,
+            Self::Missing | Self::Elsewhere if own == Some(name) => Self::Here,
+            Self::Missing | Self::Elsewhere => Self::Elsewhere,
+        })
+    }
+}
+
+/// An endpoint of one port, all slices taken together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    ready: bool,
+    serving: bool,
+    terminating: bool,
+    pub(crate) local: bool,
+    node_hint: Hint,
+    zone_hint: Hint,
+}
+
+impl Candidate {
+    /// Which of two descriptions of one endpoint to believe. While an endpoint moves between slices it is in both, and the one
+    /// that still has work for it is right: not terminating before terminating, then ready before not ready.
+    const fn rank(self) -> (bool, bool) {
+        (!self.terminating, self.ready)
+    }
+}
+
+/// The endpoints of `port` in `family` over all `slices` of its Service, as seen from a node in `zone`.
+pub(crate) fn of_port<'a>(
+    slices: impl IntoIterator<Item = &'a Slice>,
+    family: Family,
+    port: &ServicePort,
+    zone: Option<&str>,
+) -> BTreeMap<RealServerKey, Candidate> {
+    let mut candidates = BTreeMap::new();
+    for slice in slices.into_iter().filter(|slice| slice.family == family) {
+        let matches = slice.ports.iter().filter(|other| *other.name == *port.name && other.protocol == port.protocol);
+        for number in matches.map(|other| other.port) {
+            for endpoint in &slice.endpoints {
+                let candidate = Candidate {
+                    ready: endpoint.ready,
+                    serving: endpoint.serving,
+                    terminating: endpoint.terminating,
+                    local: endpoint.local,
+                    node_hint: endpoint.node_hint,
+                    zone_hint: Hint::of(endpoint.zones.iter().flat_map(|zones| zones.iter()).map(|zone| &**zone), zone),
+                };
+                candidates
+                    .entry(RealServerKey::new(endpoint.address, number))
+                    .and_modify(|known: &mut Candidate| {
+                        if candidate.rank() > known.rank() {
+                            *known = candidate;
+                        }
+                    })
+                    .or_insert(candidate);
+            }
+        }
+    }
+    candidates
+}
+
+/// The ones among `candidates` that take connections: the ready ones or, so that the last pods of a rollout still answer, those
+/// that are serving while they terminate (KEP-1669).
+pub(crate) fn select(candidates: &BTreeMap<RealServerKey, Candidate>, reach: Reach) -> Vec<RealServerKey> {
+    let mode = match reach {
+        Reach::Cluster => Mode::of(candidates),
+        Reach::Node => Mode::OnNode,
+    };
+    let keys = |wanted: &dyn Fn(&Candidate) -> bool| -> Vec<_> {
+        candidates.iter().filter(|(_, candidate)| wanted(candidate)).map(|(key, _)| *key).collect()
+    };
+    let ready = keys(&|candidate| candidate.ready && mode.takes(candidate));
+    if !ready.is_empty() {
+        return ready;
+    }
+    keys(&|candidate| candidate.serving && candidate.terminating && (reach == Reach::Cluster || candidate.local))
+}
+
+/// Which hints are followed. Hints are all or nothing: one ready endpoint without a hint means that who writes them is not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    SameNode,
+    SameZone,
+    Everywhere,
+    OnNode,
+}
+
+impl Mode {
+    fn of(candidates: &BTreeMap<RealServerKey, Candidate>) -> Self {
+        let followed = |hint: fn(&Candidate) -> Hint| {
+            let mut hints = candidates.values().filter(|candidate| candidate.ready).map(hint);
+            let complete = hints.clone().all(|hint| hint != Hint::Missing);
+            complete && hints.any(|hint| hint == Hint::Here)
+        };
+        if followed(|candidate| candidate.node_hint) {
+            Self::SameNode
+        } else if followed(|candidate| candidate.zone_hint) {
+            Self::SameZone
+        } else {
+            Self::Everywhere
+        }
+    }
+
+    fn takes(self, candidate: &Candidate) -> bool {
+        match self {
+            Self::SameNode => candidate.node_hint == Hint::Here,
+            Self::SameZone => candidate.zone_hint == Hint::Here,
+            Self::Everywhere => true,
+            Self::OnNode => candidate.local,
+        }
+    }
+}

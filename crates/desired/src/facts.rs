@@ -1,0 +1,136 @@
+//! What is known of this node: its Node object and the addresses of its interfaces.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use k8s_openapi::api::core::v1::Node;
+use model::{DEVICE, Family};
+
+use crate::address;
+use crate::config::NodePortAddresses;
+use crate::problem::{Problem, Problems, quoted};
+
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+/// What is known of this node.
+///
+/// A Node object that is deleted takes nothing away from this: the machine still has its addresses and its zone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// The Node's addresses: those of type `InternalIP` in order, then those of type `ExternalIP`.
+    pub ips: Vec<IpAddr>,
+    /// The zone it is in, by its label.
+    pub zone: Option<Box<str>>,
+    /// The networks its pods have their addresses from.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// The addresses its interfaces have.
+    pub interfaces: Vec<InterfaceAddress>,
+}
+
+/// An address and the interface that has it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InterfaceAddress {
+    /// The interface's name.
+    pub interface: Box<str>,
+    /// The address.
+    pub address: IpAddr,
+}
+
+impl InterfaceAddress {
+    /// `address` on `interface`.
+    #[must_use]
+    pub fn new(interface: &str, address: IpAddr) -> Self {
+        Self { interface: interface.into(), address }
+    }
+}
+
+impl NodeFacts {
+    /// Takes in what `node` says, and returns what it says that makes no sense.
+    pub(crate) fn read(&mut self, node: &Node) -> Box<[Problem]> {
+        let mut problems = Problems::of("Node", node.metadata.name.as_deref().unwrap_or_default());
+        self.ips = ips(node, &mut problems);
+        self.pod_cidrs = pod_cidrs(node, &mut problems);
+        self.zone = node
+            .metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(ZONE_LABEL))
+            .filter(|zone| !zone.is_empty())
+            .map(|zone| zone.as_str().into());
+        problems.finish()
+    }
+
+    /// The address that the node's own connections to VIPs of `family` should come from: the first of the Node's addresses that an
+    /// interface has. The kernel refuses a route with a preferred source that no interface has.
+    #[must_use]
+    pub fn source(&self, family: Family) -> Option<IpAddr> {
+        self.ips.iter().copied().find(|ip| Family::of(*ip) == family && self.own(family).any(|own| own == *ip))
+    }
+
+    /// The addresses of `family` that serve node ports, in order.
+    #[must_use]
+    pub fn node_port_addresses(&self, family: Family, choice: &NodePortAddresses) -> Vec<IpAddr> {
+        let cidrs = match choice {
+            NodePortAddresses::Primary => return self.source(family).into_iter().collect(),
+            NodePortAddresses::All => Vec::new(),
+            NodePortAddresses::Cidrs(cidrs) => cidrs.iter().filter(|cidr| Family::of(cidr.ip()) == family).collect(),
+        };
+        let all = cidrs.is_empty() || cidrs.iter().any(|cidr| cidr.prefix() == 0);
+        let chosen = |address: &IpAddr| {
+            if all { !is_ipv6_link_local(*address) } else { cidrs.iter().any(|cidr| cidr.contains(*address)) }
+        };
+        let mut addresses: Vec<_> = self.own(family).filter(chosen).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+
+    /// The addresses by which the node itself is reached: not loopback, and not those that only stand for VIPs.
+    fn own(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+        self.interfaces
+            .iter()
+            .filter(|entry| &*entry.interface != DEVICE)
+            .map(|entry| entry.address)
+            .filter(move |address| Family::of(*address) == family && !address.is_loopback() && !address.is_unspecified())
+    }
+}
+
+fn ips(node: &Node, problems: &mut Problems) -> Vec<IpAddr> {
+    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
+    let mut ips = Vec::new();
+    for kind in ["InternalIP", "ExternalIP"] {
+        for (index, entry) in addresses.iter().enumerate().filter(|(_, entry)| entry.type_ == kind) {
+            match address::parse(&entry.address) {
+                Some(ip) => ips.push(ip),
+                None => problems.add(
+                    format!("status.addresses[{index}]"),
+                    format!(
+                        "is {}, which is no IP address, and is ignored; correct the kubelet's --node-ip",
+                        quoted(&entry.address)
+                    ),
+                ),
+            }
+        }
+    }
+    ips
+}
+
+fn pod_cidrs(node: &Node, problems: &mut Problems) -> Vec<IpNetwork> {
+    let Some(spec) = &node.spec else { return Vec::new() };
+    let texts = spec.pod_cidrs.as_deref().filter(|list| !list.is_empty()).unwrap_or(spec.pod_cidr.as_slice());
+    let mut cidrs = Vec::with_capacity(texts.len());
+    for (index, text) in texts.iter().enumerate() {
+        match text.parse() {
+            Ok(cidr) => cidrs.push(cidr),
+            Err(_) => problems.add(
+                format!("spec.podCIDRs[{index}]"),
+                format!("is {}, which is no network such as 10.244.1.0/24, and is ignored", quoted(text)),
+            ),
+        }
+    }
+    cidrs
+}
+
+fn is_ipv6_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}

@@ -1,0 +1,359 @@
+//! The objects as last seen, and which Services a change touches.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{Node, Service as ServiceObject};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use model::Family;
+
+use crate::config::Config;
+use crate::facts::{InterfaceAddress, NodeFacts};
+use crate::fragment::Fragment;
+use crate::name::ServiceName;
+use crate::problem::Problem;
+use crate::service::Service;
+use crate::slice::Slice;
+
+const SERVICE: &str = "Service";
+const ENDPOINT_SLICE: &str = "EndpointSlice";
+
+/// The namespace and name of an EndpointSlice take the same form as a Service's.
+type SliceName = ServiceName;
+
+/// Follows Services, EndpointSlices, the Node and the node's addresses, and tells which Services each change touches.
+///
+/// It takes whole objects and keeps of them what desired state follows from. An object that changes in nothing else makes no Service
+/// dirty. A change costs what it touches: an EndpointSlice its own Service, a node address the Services with node ports, the
+/// node's zone the Services with zone hints.
+#[derive(Debug)]
+pub struct Index {
+    config: Config,
+    facts: NodeFacts,
+    node_problems: Box<[Problem]>,
+    node_port_addresses: Vec<IpAddr>,
+    entries: BTreeMap<ServiceName, Entry>,
+    /// Which Service a slice was last seen to belong to.
+    slices: BTreeMap<SliceName, ServiceName>,
+    with_node_port: BTreeSet<ServiceName>,
+    with_zone_hints: BTreeSet<ServiceName>,
+    dirty: BTreeSet<ServiceName>,
+    listed_services: Option<BTreeSet<ServiceName>>,
+    listed_slices: Option<BTreeSet<SliceName>>,
+}
+
+/// A kind of object that is listed as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// v1 Service.
+    Service,
+    /// discovery.k8s.io/v1 EndpointSlice.
+    EndpointSlice,
+    /// v1 Node.
+    Node,
+}
+
+/// In which order Services are to be served when many wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Priority {
+    /// `default/kubernetes`: without it no other agent of the node gets anywhere.
+    Api,
+    /// Cluster DNS: what everything else asks first.
+    Dns,
+    /// All others.
+    Rest,
+}
+
+/// What is known of one Service: itself, its slices, or both.
+#[derive(Debug, Default)]
+struct Entry {
+    service: Option<Service>,
+    problems: Box<[Problem]>,
+    /// By name. Most Services have one or two.
+    slices: Vec<(SliceName, Slice)>,
+}
+
+impl Index {
+    /// An index that knows of nothing yet.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            facts: NodeFacts::default(),
+            node_problems: Box::default(),
+            node_port_addresses: Vec::new(),
+            entries: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            with_node_port: BTreeSet::new(),
+            with_zone_hints: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            listed_services: None,
+            listed_slices: None,
+        }
+    }
+
+    /// Takes in a Service that is new or was changed.
+    ///
+    /// # Errors
+    /// When the object has no name to know it by.
+    pub fn apply_service(&mut self, object: &ServiceObject) -> Result<(), Problem> {
+        let name = ServiceName::of(SERVICE, &object.metadata)?;
+        let (service, problems) = Service::parse(&name, object);
+        let name = self.known(name);
+        if let Some(listed) = &mut self.listed_services {
+            listed.insert(name.clone());
+        }
+        self.set_service(name, service, problems);
+        Ok(())
+    }
+
+    /// Forgets a Service.
+    pub fn delete_service(&mut self, metadata: &ObjectMeta) {
+        if let Ok(name) = ServiceName::of(SERVICE, metadata) {
+            self.set_service(name, None, Box::default());
+        }
+    }
+
+    /// Takes in an EndpointSlice that is new or was changed.
+    ///
+    /// # Errors
+    /// When the object has no name to know it by.
+    pub fn apply_slice(&mut self, object: &EndpointSlice) -> Result<(), Problem> {
+        let name = SliceName::of(ENDPOINT_SLICE, &object.metadata)?;
+        let slice =
+            Slice::service(object).and_then(|service| Some((service, Slice::parse(&name, object, &self.config.node_name)?)));
+        let Some((service, slice)) = slice else {
+            self.remove_slice(&name);
+            return Ok(());
+        };
+        let service = self.known(service);
+        if self.slices.get(&name).is_some_and(|known| *known != service) {
+            self.remove_slice(&name);
+        }
+        if let Some(listed) = &mut self.listed_slices {
+            listed.insert(name.clone());
+        }
+        self.slices.insert(name.clone(), service.clone());
+        if self.entries.entry(service.clone()).or_default().set_slice(name, slice) {
+            self.touched(service);
+        }
+        Ok(())
+    }
+
+    /// Forgets an EndpointSlice.
+    pub fn delete_slice(&mut self, metadata: &ObjectMeta) {
+        if let Ok(name) = SliceName::of(ENDPOINT_SLICE, metadata) {
+            self.remove_slice(&name);
+        }
+    }
+
+    /// Takes in what the Node says of itself. Nodes of other names are ignored.
+    pub fn apply_node(&mut self, object: &Node) {
+        if object.metadata.name.as_deref() != Some(&self.config.node_name) {
+            return;
+        }
+        let zone = self.facts.zone.clone();
+        self.node_problems = self.facts.read(object);
+        if self.facts.zone != zone {
+            self.dirty.extend(self.with_zone_hints.iter().cloned());
+        }
+        self.follow_addresses();
+    }
+
+    /// Takes note that the Node is gone, which changes nothing: an object is gone, and the machine still has its addresses, its zone
+    /// and its pods.
+    pub const fn delete_node(&mut self, _metadata: &ObjectMeta) {}
+
+    /// Takes in the addresses of all interfaces of the node. Not to be called with the result of a listing that failed: an address
+    /// that is missing from it stops serving node ports.
+    pub fn set_interfaces(&mut self, mut interfaces: Vec<InterfaceAddress>) {
+        interfaces.sort_unstable();
+        interfaces.dedup();
+        self.facts.interfaces = interfaces;
+        self.follow_addresses();
+    }
+
+    /// Starts over with all objects of `kind`: what is not applied until [`Self::end_listing`] will be gone then. A listing that was
+    /// begun and not ended is void.
+    pub fn begin_listing(&mut self, kind: Kind) {
+        match kind {
+            Kind::Service => self.listed_services = Some(BTreeSet::new()),
+            Kind::EndpointSlice => self.listed_slices = Some(BTreeSet::new()),
+            Kind::Node => {}
+        }
+    }
+
+    /// Ends a listing: forgets what was not applied since [`Self::begin_listing`].
+    pub fn end_listing(&mut self, kind: Kind) {
+        match kind {
+            Kind::Service => {
+                let Some(listed) = self.listed_services.take() else { return };
+                let gone: Vec<_> =
+                    self.entries.iter().filter(|(name, entry)| entry.has_service() && !listed.contains(*name)).map(first).collect();
+                gone.into_iter().for_each(|name| self.set_service(name, None, Box::default()));
+            }
+            Kind::EndpointSlice => {
+                let Some(listed) = self.listed_slices.take() else { return };
+                let gone: Vec<_> = self.slices.keys().filter(|name| !listed.contains(*name)).cloned().collect();
+                gone.iter().for_each(|name| self.remove_slice(name));
+            }
+            Kind::Node => {}
+        }
+    }
+
+    /// The Services whose [`Self::fragment`] may have changed since the last call, gone ones included.
+    pub fn take_dirty(&mut self) -> BTreeSet<ServiceName> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// Whether [`Self::take_dirty`] would return any.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// What the Service called `name` wants of the node; `None` when there is nothing to serve and nothing to say about it.
+    #[must_use]
+    pub fn fragment(&self, name: &ServiceName) -> Option<Fragment> {
+        let entry = self.entries.get(name)?;
+        let mut problems = entry.problems.to_vec();
+        let Some(service) = &entry.service else {
+            return (!problems.is_empty()).then(|| Fragment::of_problems(problems));
+        };
+        problems.extend(entry.slices.iter().flat_map(|(_, slice)| slice.problems.iter().cloned()));
+        let slices: Vec<_> = entry.slices.iter().map(|(_, slice)| slice).collect();
+        let zone = self.facts.zone.as_deref();
+        Some(Fragment::build(service, &slices, zone, &self.node_port_addresses, &self.config, problems))
+    }
+
+    /// When the Service called `name` is to be served, relative to others.
+    #[must_use]
+    pub fn priority(&self, name: &ServiceName) -> Priority {
+        match (name.namespace(), name.name()) {
+            ("default", "kubernetes") => Priority::Api,
+            ("kube-system", "kube-dns") => Priority::Dns,
+            _ => {
+                let service = self.entries.get(name).and_then(|entry| entry.service.as_ref());
+                if service.is_some_and(|service| service.dns) { Priority::Dns } else { Priority::Rest }
+            }
+        }
+    }
+
+    /// The Services there are to serve.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.entries.iter().filter(|(_, entry)| entry.service.is_some()).map(|(name, _)| name)
+    }
+
+    /// What is known of the node.
+    #[must_use]
+    pub const fn facts(&self) -> &NodeFacts {
+        &self.facts
+    }
+
+    /// What the Node object says that makes no sense.
+    #[must_use]
+    pub fn node_problems(&self) -> &[Problem] {
+        &self.node_problems
+    }
+
+    /// The configuration it was made with.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn set_service(&mut self, name: ServiceName, service: Option<Service>, problems: Box<[Problem]>) {
+        let entry = self.entries.entry(name.clone()).or_default();
+        if entry.service != service || entry.problems != problems {
+            entry.service = service;
+            entry.problems = problems;
+            self.touched(name);
+        } else {
+            self.drop_if_empty(&name);
+        }
+    }
+
+    fn remove_slice(&mut self, name: &SliceName) {
+        let Some(service) = self.slices.remove(name) else { return };
+        if self.entries.get_mut(&service).is_some_and(|entry| entry.remove_slice(name)) {
+            self.touched(service);
+        }
+    }
+
+    /// Brings what is derived from the entry of `name` up to date.
+    fn touched(&mut self, name: ServiceName) {
+        let entry = self.entries.get(&name);
+        let has_node_port = entry.is_some_and(|entry| entry.service.as_ref().is_some_and(Service::has_node_port));
+        let has_zone_hints = entry.is_some_and(|entry| entry.slices.iter().any(|(_, slice)| slice.has_zone_hints()));
+        set_membership(&mut self.with_node_port, &name, has_node_port);
+        set_membership(&mut self.with_zone_hints, &name, has_zone_hints);
+        self.drop_if_empty(&name);
+        self.dirty.insert(name);
+    }
+
+    fn drop_if_empty(&mut self, name: &ServiceName) {
+        if self.entries.get(name).is_some_and(|entry| !entry.has_service() && entry.slices.is_empty()) {
+            self.entries.remove(name);
+        }
+    }
+
+    fn follow_addresses(&mut self) {
+        let of_family = |family: Family| self.facts.node_port_addresses(family, &self.config.node_port_addresses);
+        let addresses: Vec<_> = self.config.families.iter().copied().flat_map(of_family).collect();
+        if addresses != self.node_port_addresses {
+            self.node_port_addresses = addresses;
+            self.dirty.extend(self.with_node_port.iter().cloned());
+        }
+    }
+
+    /// `name`, sharing the text of the one that is known already.
+    fn known(&self, name: ServiceName) -> ServiceName {
+        self.entries.get_key_value(&name).map_or(name, first)
+    }
+}
+
+impl Entry {
+    /// Whether there is a Service object, of which perhaps nothing can be served.
+    const fn has_service(&self) -> bool {
+        self.service.is_some() || !self.problems.is_empty()
+    }
+
+    /// Whether that is a change.
+    fn set_slice(&mut self, name: SliceName, slice: Slice) -> bool {
+        match self.slices.binary_search_by(|(other, _)| other.cmp(&name)) {
+            Ok(index) => match self.slices.get_mut(index) {
+                Some((_, known)) if *known != slice => {
+                    *known = slice;
+                    true
+                }
+                _ => false,
+            },
+            Err(index) => {
+                // Most Services have one slice, and an exact allocation is what keeps fifty thousand of them small.
+                self.slices.reserve_exact(1);
+                self.slices.insert(index, (name, slice));
+                true
+            }
+        }
+    }
+
+    /// Whether that is a change.
+    fn remove_slice(&mut self, name: &SliceName) -> bool {
+        let before = self.slices.len();
+        self.slices.retain(|(other, _)| other != name);
+        self.slices.len() != before
+    }
+}
+
+fn first<V>((name, _): (&ServiceName, V)) -> ServiceName {
+    name.clone()
+}
+
+fn set_membership(set: &mut BTreeSet<ServiceName>, name: &ServiceName, member: bool) {
+    if !member {
+        set.remove(name);
+    } else if !set.contains(name) {
+        set.insert(name.clone());
+    }
+}

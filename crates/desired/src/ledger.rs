@@ -1,0 +1,298 @@
+//! All fragments together: who has what, and what is wanted once or many times.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use model::{Family, Member, Scope, Set, SetState, State, Via, Vip, VirtualServerKey};
+
+use crate::config::Config;
+use crate::fragment::{Fragment, Frontend};
+use crate::name::ServiceName;
+
+/// Merges the fragments of all Services into the desired state of the node.
+///
+/// It settles what Services share. A virtual server has one owner, the oldest Service that claims its key. A VIP or set member is
+/// there for as long as anybody wants it. Every change returns the keys it touches, and [`Self::desired`] gives the state for just those,
+/// so that following a change costs what it touches.
+#[derive(Debug)]
+pub struct Ledger {
+    via: Via,
+    sources: BTreeMap<Family, IpAddr>,
+    fragments: BTreeMap<ServiceName, Fragment>,
+    /// Who claims a key, the owner first. Never empty.
+    claims: BTreeMap<VirtualServerKey, Vec<Claim>>,
+    /// The keys that more than one Service claims.
+    contested: BTreeSet<VirtualServerKey>,
+    members: BTreeMap<(Set, Member), usize>,
+    vips: BTreeMap<IpAddr, usize>,
+    sets: BTreeMap<Set, Size>,
+}
+
+/// Who is behind a virtual server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner<'a> {
+    /// The Service.
+    pub service: &'a ServiceName,
+    /// The name of its port; empty where the port has none.
+    pub port: &'a str,
+}
+
+/// Two or more Services that claim one address, port and protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// What they claim.
+    pub key: VirtualServerKey,
+    /// The Service that has it: the one made first or, of those made in the same second, the first by name.
+    pub owner: ServiceName,
+    /// The others, in the order in which they would take over.
+    pub waiting: Vec<ServiceName>,
+}
+
+/// In order of precedence.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Claim {
+    created: i64,
+    service: ServiceName,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Size {
+    members: usize,
+    capacity: u32,
+}
+
+impl Ledger {
+    /// A ledger without Services: its desired state is the empty sets.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let empty = Size { members: 0, capacity: SetState::capacity_for(0) };
+        Self {
+            via: config.via,
+            sources: BTreeMap::new(),
+            fragments: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            contested: BTreeSet::new(),
+            members: BTreeMap::new(),
+            vips: BTreeMap::new(),
+            sets: config.families.iter().copied().flat_map(Set::of_family).map(|set| (set, empty)).collect(),
+        }
+    }
+
+    /// Replaces the fragment of the Service called `name`; `None` for a Service that is gone. Returns what that touches.
+    pub fn set(&mut self, name: &ServiceName, fragment: Option<Fragment>) -> Scope {
+        let mut scope = Scope::default();
+        let previous = self.fragments.remove(name);
+        if previous == fragment {
+            self.fragments.extend(previous.map(|fragment| (name.clone(), fragment)));
+            return scope;
+        }
+
+        let keys: BTreeSet<_> =
+            [&previous, &fragment].into_iter().flatten().flat_map(Fragment::frontends).map(Frontend::key).collect();
+        let owners_before: Vec<_> = keys.iter().map(|key| self.owner_name(key).cloned()).collect();
+        for key in &keys {
+            self.withdraw(key, name);
+            if let Some(created) = fragment.as_ref().filter(|fragment| fragment.frontend(key).is_some()).map(|new| new.created) {
+                self.claim(*key, Claim { created, service: name.clone() });
+            }
+        }
+
+        // What is wanted on is counted before what is not is taken off, so that nothing passes through zero on the way.
+        let mut taken = Vec::new();
+        let mut dropped = Vec::new();
+        for (key, before) in keys.iter().zip(owners_before) {
+            let after = self.owner_name(key).cloned();
+            let lookup = |owner: &Option<ServiceName>, own: &Option<Fragment>| -> Option<Frontend> {
+                let owner = owner.as_ref()?;
+                let fragment = if owner == name { own.as_ref() } else { self.fragments.get(owner) };
+                fragment?.frontend(key).copied()
+            };
+            let unchanged = before == after
+                && (after.as_ref() != Some(name)
+                    || matches!((&previous, &fragment), (Some(one), Some(two)) if one.serves_like(two, key)));
+            if !unchanged {
+                scope.virtual_servers.insert(*key);
+            }
+            taken.extend(lookup(&after, &fragment));
+            dropped.extend(lookup(&before, &previous));
+        }
+        taken.iter().for_each(|frontend| self.acquire_frontend(frontend, &mut scope));
+        fragment.iter().flat_map(Fragment::local_members).for_each(|member| self.acquire(member, &mut scope));
+        dropped.iter().for_each(|frontend| self.release_frontend(frontend, &mut scope));
+        previous.iter().flat_map(Fragment::local_members).for_each(|member| self.release(member, &mut scope));
+
+        self.fragments.extend(fragment.map(|fragment| (name.clone(), fragment)));
+        self.grow_sets(&mut scope);
+        scope
+    }
+
+    /// Sets the address that the node's own connections to VIPs of `family` prefer as their source. Only routes carry it.
+    pub fn set_source(&mut self, family: Family, source: Option<IpAddr>) -> Scope {
+        let previous = match source {
+            Some(source) => self.sources.insert(family, source),
+            None => self.sources.remove(&family),
+        };
+        let mut scope = Scope::default();
+        if previous != source && self.via == Via::Route {
+            scope.vips = self.vips.keys().filter(|vip| Family::of(**vip) == family).map(|vip| Vip::new(*vip, self.via)).collect();
+        }
+        scope
+    }
+
+    /// The desired state of what `scope` names. What it names and this lacks is not to be. Packet rules are not among it.
+    ///
+    /// Sets come with the capacity for all of their members, not just those in scope.
+    #[must_use]
+    pub fn desired(&self, scope: &Scope) -> State {
+        let set = |(set, members): (&Set, &BTreeSet<Member>)| {
+            let capacity = self.sets.get(set)?.capacity;
+            let members = members.iter().filter(|member| self.members.contains_key(&(*set, **member))).copied().collect();
+            Some((*set, SetState { capacity, members }))
+        };
+        State {
+            rules: BTreeMap::new(),
+            sets: scope.members.iter().filter_map(set).collect(),
+            virtual_servers: scope.virtual_servers.iter().filter_map(|key| Some((*key, self.virtual_server(key)?))).collect(),
+            vips: scope
+                .vips
+                .iter()
+                .filter(|vip| vip.via == self.via && self.vips.contains_key(&vip.address))
+                .map(|vip| (*vip, self.source(vip.address)))
+                .collect(),
+        }
+    }
+
+    /// The whole desired state, packet rules left out. Every set of the enabled families is in it, be it empty.
+    #[must_use]
+    pub fn complete(&self) -> State {
+        let mut sets: BTreeMap<_, _> =
+            self.sets.iter().map(|(set, size)| (*set, SetState { capacity: size.capacity, members: BTreeSet::new() })).collect();
+        for (set, member) in self.members.keys() {
+            if let Some(state) = sets.get_mut(set) {
+                state.members.insert(*member);
+            }
+        }
+        State {
+            rules: BTreeMap::new(),
+            sets,
+            virtual_servers: self.claims.keys().filter_map(|key| Some((*key, self.virtual_server(key)?))).collect(),
+            vips: self.vips.keys().map(|vip| (Vip::new(*vip, self.via), self.source(*vip))).collect(),
+        }
+    }
+
+    /// Who is behind the virtual server `key`.
+    #[must_use]
+    pub fn owner(&self, key: &VirtualServerKey) -> Option<Owner<'_>> {
+        let service = self.owner_name(key)?;
+        let port = self.fragments.get(service)?.port_name(key)?;
+        Some(Owner { service, port })
+    }
+
+    /// The fragment of the Service called `name`, as it was last set.
+    #[must_use]
+    pub fn fragment(&self, name: &ServiceName) -> Option<&Fragment> {
+        self.fragments.get(name)
+    }
+
+    /// All fragments, by Service.
+    pub fn fragments(&self) -> impl Iterator<Item = (&ServiceName, &Fragment)> {
+        self.fragments.iter()
+    }
+
+    /// The keys that more than one Service claims, and who has them.
+    pub fn conflicts(&self) -> impl Iterator<Item = Conflict> {
+        self.contested.iter().filter_map(|key| {
+            let (owner, waiting) = self.claims.get(key)?.split_first()?;
+            let waiting = waiting.iter().map(|claim| claim.service.clone()).collect();
+            Some(Conflict { key: *key, owner: owner.service.clone(), waiting })
+        })
+    }
+
+    fn owner_name(&self, key: &VirtualServerKey) -> Option<&ServiceName> {
+        Some(&self.claims.get(key)?.first()?.service)
+    }
+
+    fn virtual_server(&self, key: &VirtualServerKey) -> Option<model::VirtualServer> {
+        self.fragments.get(self.owner_name(key)?)?.virtual_server(key)
+    }
+
+    fn source(&self, vip: IpAddr) -> Option<IpAddr> {
+        match self.via {
+            Via::Route => self.sources.get(&Family::of(vip)).copied(),
+            Via::Address => None,
+        }
+    }
+
+    fn claim(&mut self, key: VirtualServerKey, claim: Claim) {
+        let claims = self.claims.entry(key).or_default();
+        let index = claims.partition_point(|other| *other < claim);
+        claims.reserve_exact(1);
+        claims.insert(index, claim);
+        if claims.len() > 1 {
+            self.contested.insert(key);
+        }
+    }
+
+    fn withdraw(&mut self, key: &VirtualServerKey, service: &ServiceName) {
+        let Some(claims) = self.claims.get_mut(key) else { return };
+        claims.retain(|claim| claim.service != *service);
+        if claims.len() < 2 {
+            self.contested.remove(key);
+        }
+        if claims.is_empty() {
+            self.claims.remove(key);
+        }
+    }
+
+    fn acquire_frontend(&mut self, frontend: &Frontend, scope: &mut Scope) {
+        frontend.members().for_each(|member| self.acquire(member, scope));
+        if let Some(vip) = frontend.vip() {
+            let count = self.vips.entry(vip).or_default();
+            *count += 1;
+            if *count == 1 {
+                scope.vips.insert(Vip::new(vip, self.via));
+            }
+        }
+    }
+
+    fn release_frontend(&mut self, frontend: &Frontend, scope: &mut Scope) {
+        frontend.members().for_each(|member| self.release(member, scope));
+        if let Some(vip) = frontend.vip()
+            && let Some(count) = self.vips.get_mut(&vip)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.vips.remove(&vip);
+                scope.vips.insert(Vip::new(vip, self.via));
+            }
+        }
+    }
+
+    fn acquire(&mut self, (set, member): (Set, Member), scope: &mut Scope) {
+        let count = self.members.entry((set, member)).or_default();
+        *count += 1;
+        if *count == 1 {
+            scope.members.entry(set).or_default().insert(member);
+            self.sets.entry(set).or_default().members += 1;
+        }
+    }
+
+    fn release(&mut self, (set, member): (Set, Member), scope: &mut Scope) {
+        let Some(count) = self.members.get_mut(&(set, member)) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.members.remove(&(set, member));
+            scope.members.entry(set).or_default().insert(member);
+            self.sets.entry(set).or_default().members -= 1;
+        }
+    }
+
+    /// Sets only ever grow: to make one smaller is to build it anew, and who needed the room once will need it again.
+    fn grow_sets(&mut self, scope: &mut Scope) {
+        for set in scope.members.keys() {
+            if let Some(size) = self.sets.get_mut(set) {
+                size.capacity = size.capacity.max(SetState::capacity_for(size.members));
+            }
+        }
+    }
+}

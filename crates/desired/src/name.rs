@@ -1,0 +1,103 @@
+//! Names of Services and EndpointSlices, one allocation each.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::problem::{Problem, quoted};
+
+/// The namespace and name of a Service, written `namespace/name`.
+///
+/// Cloning shares the text. Order is that of the text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName(Arc<str>);
+
+impl ServiceName {
+    /// The Service called `name` in `namespace`. An empty `namespace` is `default`, as it is for kubectl.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        let namespace = if namespace.is_empty() { "default" } else { namespace };
+        Self(format!("{namespace}/{name}").into())
+    }
+
+    /// The namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.0.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+
+    /// The name within the namespace.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.split_once('/').map_or(&self.0, |(_, name)| name)
+    }
+
+    /// The name an object of `kind` goes by.
+    ///
+    /// # Errors
+    /// When there is no name, or one that would be ambiguous in `namespace/name`. No API server hands out such an object, but a
+    /// manifest may hold one.
+    pub(crate) fn of(kind: &'static str, metadata: &ObjectMeta) -> Result<Self, Problem> {
+        let namespace = metadata.namespace.as_deref().unwrap_or_default();
+        let name = metadata.name.as_deref().unwrap_or_default();
+        let object = || format!("{kind} {} in namespace {}", quoted(name), quoted(namespace));
+        if name.is_empty() {
+            return Err(Problem::new(&object(), "metadata.name", "is missing; give the object a name, without one it is ignored"));
+        }
+        if name.contains('/') || namespace.contains('/') {
+            return Err(Problem::new(
+                &object(),
+                "metadata",
+                "has a '/' in the name or the namespace; rename the object, as it stands it is ignored",
+            ));
+        }
+        Ok(Self::new(namespace, name))
+    }
+}
+
+impl Borrow<str> for ServiceName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ServiceName({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_come_back() {
+        let name = ServiceName::new("shop", "web");
+        assert_eq!((name.namespace(), name.name(), name.to_string().as_str()), ("shop", "web", "shop/web"));
+        assert_eq!(ServiceName::new("", "web").namespace(), "default");
+    }
+
+    #[test]
+    fn what_cannot_be_told_apart_is_refused() {
+        let metadata = |namespace: &str, name: &str| ObjectMeta {
+            namespace: Some(namespace.into()),
+            name: Some(name.into()),
+            ..ObjectMeta::default()
+        };
+        assert!(ServiceName::of("Service", &metadata("a/b", "c")).is_err());
+        assert!(ServiceName::of("Service", &metadata("a", "b/c")).is_err());
+        assert_eq!(
+            ServiceName::of("Service", &metadata("a", "")).unwrap_err().to_string(),
+            "Service \"\" in namespace \"a\": metadata.name is missing; give the object a name, without one it is ignored"
+        );
+    }
+}

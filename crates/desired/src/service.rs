@@ -1,0 +1,201 @@
+//! What a Service says, in a compact form.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::num::{NonZeroU16, NonZeroU32};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1;
+use model::{Family, Protocol};
+
+use crate::address;
+use crate::endpoints::Reach;
+use crate::name::ServiceName;
+use crate::problem::{Problem, Problems, quoted};
+
+/// Whoever sets this label has the Service served by another proxy of this name.
+const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+
+/// The API's default and the limits of `timeoutSeconds`.
+const AFFINITY_SECONDS: NonZeroU32 = NonZeroU32::new(10_800).unwrap();
+const MAX_AFFINITY_SECONDS: u32 = 86_400;
+
+/// A Service that this node serves, reduced to what its desired state follows from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Service {
+    /// Seconds since 1970. The older of two Services that claim the same address and port has it.
+    pub(crate) created: i64,
+    /// Whether the cluster's names are resolved through it.
+    pub(crate) dns: bool,
+    /// At most one address per family.
+    pub(crate) cluster_ips: Box<[IpAddr]>,
+    pub(crate) ports: Box<[ServicePort]>,
+    /// Seconds for which a client stays with its endpoint.
+    pub(crate) affinity: Option<NonZeroU32>,
+    /// From where in the cluster callers of the ClusterIP are served.
+    pub(crate) internal: Reach,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServicePort {
+    pub(crate) name: Arc<str>,
+    pub(crate) protocol: Protocol,
+    pub(crate) port: u16,
+    pub(crate) node_port: Option<NonZeroU16>,
+}
+
+impl Service {
+    /// Reads `object`; `None` when nothing of it is for this proxy to serve, which is a problem only if problems come with it.
+    pub(crate) fn parse(name: &ServiceName, object: &v1::Service) -> (Option<Self>, Box<[Problem]>) {
+        let mut problems = Problems::of("Service", name);
+        let service = Self::parse_into(object, &mut problems);
+        (service, problems.finish())
+    }
+
+    fn parse_into(object: &v1::Service, problems: &mut Problems) -> Option<Self> {
+        let spec = object.spec.as_ref()?;
+        let label = |key| object.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
+        let cluster_ip = spec.cluster_ip.as_deref().unwrap_or_default();
+        let without_address = matches!(cluster_ip, "" | "None") || spec.type_.as_deref() == Some("ExternalName");
+        if without_address || label(PROXY_NAME_LABEL).is_some() {
+            return None;
+        }
+        let cluster_ips = cluster_ips(spec, cluster_ip, problems);
+        if cluster_ips.is_empty() {
+            return None;
+        }
+        Some(Self {
+            // An object that does not say when it was made has no claim over one that does.
+            created: object.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
+            dns: matches!(label("k8s-app"), Some("kube-dns" | "coredns")),
+            cluster_ips,
+            ports: ports(spec, problems),
+            affinity: affinity(spec, problems),
+            internal: reach(spec.internal_traffic_policy.as_deref(), "spec.internalTrafficPolicy", problems),
+        })
+    }
+
+    pub(crate) fn cluster_ip(&self, family: Family) -> Option<IpAddr> {
+        self.cluster_ips.iter().copied().find(|ip| Family::of(*ip) == family)
+    }
+
+    pub(crate) fn has_node_port(&self) -> bool {
+        self.ports.iter().any(|port| port.node_port.is_some())
+    }
+}
+
+/// `spec.ipFamilies` says which family each of `spec.clusterIPs` is of; where it is silent, `spec.clusterIP` speaks for itself.
+fn cluster_ips(spec: &v1::ServiceSpec, first: &str, problems: &mut Problems) -> Box<[IpAddr]> {
+    let families = spec.ip_families.as_deref().unwrap_or_default();
+    let texts = spec.cluster_ips.as_deref().unwrap_or_default();
+    let mut found: Vec<IpAddr> = Vec::new();
+    let mut add = |field: String, text: &str, family: Option<&str>| match cluster_ip(text, family) {
+        Err(problem) => problems.add(field, problem),
+        Ok(ip) if found.iter().any(|other| Family::of(*other) == Family::of(ip)) => {
+            problems.add(field, format!("is {ip}, a second address of its family; a Service has one per family"));
+        }
+        Ok(ip) => found.push(ip),
+    };
+    if families.is_empty() {
+        add("spec.clusterIP".into(), first, None);
+    }
+    for (index, family) in families.iter().enumerate() {
+        match texts.get(index).map(String::as_str) {
+            Some(text) => add(format!("spec.clusterIPs[{index}]"), text, Some(family)),
+            None if index == 0 => add("spec.clusterIP".into(), first, Some(family)),
+            None => {}
+        }
+    }
+    found.into()
+}
+
+/// The address `text` stands for, or what is wrong with it.
+fn cluster_ip(text: &str, family: Option<&str>) -> Result<IpAddr, String> {
+    let ip = address::parse(text)
+        .ok_or_else(|| format!("is {}, which is no IP address, and is not served; recreate the Service", quoted(text)))?;
+    if let Some(kind) = address::unusable(ip) {
+        return Err(format!("is {ip}, a {kind} address, and is not served; recreate the Service"));
+    }
+    match family {
+        Some(name) if address::family(name) != Some(Family::of(ip)) => {
+            Err(format!("is {ip}, which is not of the family {} in spec.ipFamilies, and is not served", quoted(name)))
+        }
+        _ => Ok(ip),
+    }
+}
+
+fn ports(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[ServicePort]> {
+    let objects = spec.ports.as_deref().unwrap_or_default();
+    let mut ports = Vec::with_capacity(objects.len());
+    let mut taken = BTreeSet::new();
+    for (index, object) in objects.iter().enumerate() {
+        let field = |name: &str| format!("spec.ports[{index}].{name}");
+        let Some(protocol) = protocol(object.protocol.as_deref(), || field("protocol"), problems) else { continue };
+        let Some(port) = u16::try_from(object.port).ok().filter(|port| *port != 0) else {
+            problems
+                .add(field("port"), format!("is {}; a port is a number from 1 to 65535, and this one is not served", object.port));
+            continue;
+        };
+        if !taken.insert((protocol, port)) {
+            problems.add(field("port"), format!("is {port}/{protocol} again; the first of them is served, remove the other"));
+            continue;
+        }
+        let node_port = match object.node_port {
+            None | Some(0) => None,
+            Some(number) => {
+                let parsed = u16::try_from(number).ok().and_then(NonZeroU16::new);
+                if parsed.is_none() {
+                    problems.add(
+                        field("nodePort"),
+                        format!("is {number}; a node port is a number from 1 to 65535, and the port is served without one"),
+                    );
+                }
+                parsed
+            }
+        };
+        ports.push(ServicePort { name: object.name.as_deref().unwrap_or_default().into(), protocol, port, node_port });
+    }
+    ports.into()
+}
+
+/// The protocol `name` names; the API's default is TCP.
+pub(crate) fn protocol(name: Option<&str>, field: impl FnOnce() -> String, problems: &mut Problems) -> Option<Protocol> {
+    let Some(name) = name else { return Some(Protocol::Tcp) };
+    let protocol = Protocol::from_name(name);
+    if protocol.is_none() {
+        problems.add(field(), format!("is {}; the protocols are TCP, UDP and SCTP, and this port is not served", quoted(name)));
+    }
+    protocol
+}
+
+fn affinity(spec: &v1::ServiceSpec, problems: &mut Problems) -> Option<NonZeroU32> {
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => return None,
+        Some("ClientIP") => {}
+        Some(other) => {
+            problems.add("spec.sessionAffinity", format!("is {}; it can be None or ClientIP, and None is served", quoted(other)));
+            return None;
+        }
+    }
+    let client_ip = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let Some(seconds) = client_ip.and_then(|client_ip| client_ip.timeout_seconds) else { return Some(AFFINITY_SECONDS) };
+    let valid = u32::try_from(seconds).ok().filter(|seconds| *seconds <= MAX_AFFINITY_SECONDS).and_then(NonZeroU32::new);
+    if valid.is_none() {
+        problems.add(
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+            format!("is {seconds}; it can be 1 to {MAX_AFFINITY_SECONDS}, and the default of {AFFINITY_SECONDS} is served"),
+        );
+    }
+    valid.or(Some(AFFINITY_SECONDS))
+}
+
+fn reach(policy: Option<&str>, field: &str, problems: &mut Problems) -> Reach {
+    match policy {
+        None | Some("" | "Cluster") => Reach::Cluster,
+        Some("Local") => Reach::Node,
+        Some(other) => {
+            problems.add(field, format!("is {}; it can be Cluster or Local, and Cluster is served", quoted(other)));
+            Reach::Cluster
+        }
+    }
+}
