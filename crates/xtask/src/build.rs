@@ -49,13 +49,12 @@ pub(crate) fn packages_with_test(name: &str) -> Result<Vec<String>> {
     let output =
         cargo(&["metadata", "--format-version=1", "--no-deps"]).stderr(Stdio::inherit()).output().context("cannot run cargo")?;
     let metadata: Value = serde_json::from_slice(&output.stdout).context("cargo metadata printed no JSON")?;
-    let is_wanted =
-        |target: &Value| target["name"] == name && target["kind"].as_array().is_some_and(|kinds| kinds.contains(&"test".into()));
-    let packages = metadata["packages"].as_array().context("cargo metadata has no packages")?;
+    let is_wanted = |target: &Value| text(target, "/name") == Some(name) && text(target, "/kind/0") == Some("test");
+    let packages = metadata.get("packages").and_then(Value::as_array).context("cargo metadata has no packages")?;
     Ok(packages
         .iter()
-        .filter(|package| package["targets"].as_array().is_some_and(|targets| targets.iter().any(is_wanted)))
-        .filter_map(|package| package["name"].as_str().map(str::to_owned))
+        .filter(|package| package.get("targets").and_then(Value::as_array).is_some_and(|targets| targets.iter().any(is_wanted)))
+        .filter_map(|package| text(package, "/name").map(str::to_owned))
         .collect())
 }
 
@@ -71,13 +70,17 @@ pub(crate) fn test_program(package: &str, name: &str) -> Result<TestProgram> {
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["reason"] == "compiler-artifact" && message["target"]["name"] == name)
+        .filter(|message| text(message, "/reason") == Some("compiler-artifact") && text(message, "/target/name") == Some(name))
         .find_map(|message| {
             Some(TestProgram {
                 package: package.to_owned(),
-                executable: PathBuf::from(message["executable"].as_str()?),
-                package_dir: PathBuf::from(message["manifest_path"].as_str()?).parent()?.to_path_buf(),
+                executable: PathBuf::from(text(&message, "/executable")?),
+                package_dir: PathBuf::from(text(&message, "/manifest_path")?).parent()?.to_path_buf(),
             })
         })
         .with_context(|| format!("cargo built no program for test target {name} of package {package}"))
+}
+
+fn text<'a>(value: &'a Value, pointer: &str) -> Option<&'a str> {
+    value.pointer(pointer).and_then(Value::as_str)
 }

@@ -47,10 +47,10 @@ impl Archive {
 
     fn entry(&mut self, path: &str, mode: u32, device: (u32, u32), content: &[u8]) -> Result<()> {
         let path = path.trim_matches('/');
-        if let Some(parent) = Path::new(path).parent().and_then(Path::to_str).filter(|parent| !parent.is_empty()) {
-            if !self.present.contains(parent) {
-                self.directory(parent)?;
-            }
+        if let Some(parent) = Path::new(path).parent().and_then(Path::to_str).filter(|parent| !parent.is_empty())
+            && !self.present.contains(parent)
+        {
+            self.directory(parent)?;
         }
         if !self.present.insert(path.to_owned()) {
             return Ok(());

@@ -22,7 +22,7 @@ pub(crate) fn in_guest(wanted: &Wanted, shell: bool) -> Result<ExitCode> {
         guest.program(&build::target_dir().join("debug").join(name), name)?;
     }
     println!("booting Linux {} in QEMU", guest.release());
-    let code = if shell { guest.shell("demo --keep")? } else { guest.run("demo", LIMIT)?.code };
+    let code = if shell { guest.interact("demo --shell")? } else { guest.run("demo", LIMIT)?.code };
     Ok(ExitCode::from(code))
 }
 

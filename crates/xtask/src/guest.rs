@@ -64,9 +64,9 @@ impl Guest {
         qemu::run(&self.kernel, image.path(), self.accelerator, Console::Show, limit)
     }
 
-    /// Runs a shell script and then an interactive shell on this terminal; the shell's exit code.
-    pub(crate) fn shell(self, script: &str) -> Result<u8> {
-        let image = assemble(&self.base, self.files, &format!("{script}\nPS1='guest:\\w# ' exec bash --norc -i"), true)?;
+    /// Runs a shell script on this terminal; its exit code.
+    pub(crate) fn interact(self, script: &str) -> Result<u8> {
+        let image = assemble(&self.base, self.files, script, true)?;
         Ok(qemu::run(&self.kernel, image.path(), self.accelerator, Console::Interactive, SHELL_LIMIT)?.code)
     }
 }

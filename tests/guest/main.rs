@@ -1,0 +1,6 @@
+//! Tests on a kernel with IPVS, with real traffic and other people's tools as oracles. `cargo xtask test --tier guest` boots one and runs them.
+//!
+//! Each test has a world of network namespaces of its own ([`testkit::World`]), so all run side by side in one boot. What a test reads must be compiled
+//! in (`include_str!`): the repository is not in the guest.
+
+mod world;

@@ -1,0 +1,303 @@
+//! A server that says who called whom, and a client that says what became of each call; over TCP, UDP and SCTP.
+//!
+//! The server answers each connection (or datagram) with one line, `NAME LOCAL-ADDRESS PEER-ADDRESS:PORT`, so that a test sees which pod took the
+//! call and under which address the caller arrived. The client makes every call from a socket of its own and prints one JSON object a line.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line program for tests: its output is its interface")]
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, UdpSocket};
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use serde_json::json;
+use socket2::{Domain, SockAddr, Socket, Type};
+use testkit::Protocol;
+
+/// A caller that connects and then stays silent must not hold its thread for ever.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const EPROTONOSUPPORT: i32 = 93;
+const ESOCKTNOSUPPORT: i32 = 94;
+const EAFNOSUPPORT: i32 = 97;
+const EADDRNOTAVAIL: i32 = 99;
+
+#[derive(Parser)]
+#[command(name = "probe", about = "Answers and makes the calls of kube-ipvs' tests")]
+enum Command {
+    /// Answer every call with one line `NAME LOCAL-ADDRESS PEER-ADDRESS:PORT`; prints "ready" once all sockets listen
+    Serve(Serve),
+    /// Make calls and print a JSON object for each; exits with 1 when one failed
+    Call(Call),
+}
+
+#[derive(Args)]
+struct Serve {
+    /// Who answers
+    #[arg(long)]
+    name: String,
+    #[arg(long)]
+    port: u16,
+    /// Serve TCP (with none of --tcp, --udp, --sctp: all that the kernel has)
+    #[arg(long)]
+    tcp: bool,
+    /// Serve UDP
+    #[arg(long)]
+    udp: bool,
+    /// Serve SCTP
+    #[arg(long)]
+    sctp: bool,
+}
+
+#[derive(Args)]
+struct Call {
+    #[command(subcommand)]
+    protocol: CallProtocol,
+}
+
+#[derive(Subcommand)]
+enum CallProtocol {
+    Tcp(CallOptions),
+    Udp(CallOptions),
+    Sctp(CallOptions),
+}
+
+#[derive(Args)]
+struct CallOptions {
+    /// Address and port, such as 10.96.0.10:80 or [fd00:96::10]:80
+    target: SocketAddr,
+    /// How many calls
+    #[arg(long, default_value_t = 1)]
+    count: u64,
+    /// Milliseconds that a call may take
+    #[arg(long, default_value_t = 1000)]
+    timeout_ms: u64,
+    /// Call from this port (otherwise each call gets one from the kernel)
+    #[arg(long, default_value_t = 0)]
+    source_port: u16,
+    /// Milliseconds between the ends and the starts of calls
+    #[arg(long, default_value_t = 0)]
+    interval_ms: u64,
+    /// Call until the process is killed
+    #[arg(long, conflicts_with = "count")]
+    until_killed: bool,
+}
+
+fn main() -> ExitCode {
+    let result = match Command::parse() {
+        Command::Serve(serve) => serve.run().map(|()| true),
+        Command::Call(call) => call.run(),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("probe: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+impl Serve {
+    fn run(&self) -> Result<()> {
+        let named: Vec<Protocol> = [(self.tcp, Protocol::Tcp), (self.udp, Protocol::Udp), (self.sctp, Protocol::Sctp)]
+            .into_iter()
+            .filter_map(|(wanted, protocol)| wanted.then_some(protocol))
+            .collect();
+        let protocols = if named.is_empty() { Protocol::ALL.to_vec() } else { named.clone() };
+        let mut listening = 0;
+        for protocol in protocols {
+            // A socket for each family: an SCTP socket for both would offer its peer the addresses of both, past the virtual server.
+            for address in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+                match listen(protocol, SocketAddr::new(address, self.port)) {
+                    Ok(socket) => {
+                        listening += 1;
+                        let name = self.name.clone();
+                        match protocol {
+                            Protocol::Udp => thread::spawn(move || answer_datagrams(&socket.into(), &name)),
+                            Protocol::Tcp | Protocol::Sctp => thread::spawn(move || answer_connections(&socket, &name)),
+                        };
+                    }
+                    Err(error) if named.is_empty() && is_missing_in_kernel(&error) => {}
+                    Err(error) => {
+                        return Err(error).with_context(|| format!("cannot listen on {protocol} {address} port {}", self.port));
+                    }
+                }
+            }
+        }
+        if listening == 0 {
+            bail!("the kernel has none of the protocols");
+        }
+        println!("ready");
+        loop {
+            thread::park();
+        }
+    }
+}
+
+fn listen(protocol: Protocol, address: SocketAddr) -> io::Result<Socket> {
+    let socket = open(protocol, address)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    if protocol != Protocol::Udp {
+        socket.listen(1024)?;
+    }
+    Ok(socket)
+}
+
+fn open(protocol: Protocol, address: SocketAddr) -> io::Result<Socket> {
+    let (kind, number) = match protocol {
+        Protocol::Tcp => (Type::STREAM, socket2::Protocol::TCP),
+        Protocol::Udp => (Type::DGRAM, socket2::Protocol::UDP),
+        Protocol::Sctp => (Type::STREAM, socket2::Protocol::SCTP),
+    };
+    Socket::new(Domain::for_address(address), kind, Some(number))
+}
+
+fn is_missing_in_kernel(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(EPROTONOSUPPORT | ESOCKTNOSUPPORT | EAFNOSUPPORT | EADDRNOTAVAIL))
+}
+
+fn answer_connections(socket: &Socket, name: &str) {
+    loop {
+        match socket.accept() {
+            Ok((connection, peer)) => {
+                let name = name.to_owned();
+                thread::spawn(move || {
+                    if let Err(error) = answer_connection(&connection, &peer, &name) {
+                        eprintln!("probe: {name}: {error}");
+                    }
+                });
+            }
+            Err(error) => eprintln!("probe: {name}: cannot accept: {error}"),
+        }
+    }
+}
+
+/// Answers, closes the own half and waits for the caller's, so that neither side sees a reset.
+fn answer_connection(mut connection: &Socket, peer: &SockAddr, name: &str) -> io::Result<()> {
+    connection.set_read_timeout(Some(PATIENCE))?;
+    let local = connection.local_addr()?.as_socket().ok_or(ErrorKind::InvalidData)?.ip();
+    let peer = peer.as_socket().ok_or(ErrorKind::InvalidData)?;
+    connection.write_all(format!("{name} {local} {peer}\n").as_bytes())?;
+    connection.shutdown(Shutdown::Write)?;
+    connection.read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+fn answer_datagrams(socket: &UdpSocket, name: &str) {
+    let mut buffer = [0; 2048];
+    loop {
+        match socket.recv_from(&mut buffer) {
+            Ok((_, peer)) => {
+                if let Err(error) = answer_datagram(socket, peer, name) {
+                    eprintln!("probe: {name}: cannot answer {peer}: {error}");
+                }
+            }
+            Err(error) => eprintln!("probe: {name}: cannot receive: {error}"),
+        }
+    }
+}
+
+/// The local address in the answer is the one that the route to the peer prefers, which is also the answer's source: a pod has one of each family.
+fn answer_datagram(socket: &UdpSocket, peer: SocketAddr, name: &str) -> io::Result<()> {
+    let route = UdpSocket::bind(SocketAddr::new(unspecified(peer), 0))?;
+    route.connect(peer)?;
+    let local = route.local_addr()?.ip();
+    socket.send_to(format!("{name} {local} {peer}\n").as_bytes(), peer).map(drop)
+}
+
+fn unspecified(like: SocketAddr) -> IpAddr {
+    if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
+impl Call {
+    /// Whether all calls were answered.
+    fn run(&self) -> Result<bool> {
+        let (protocol, options) = match &self.protocol {
+            CallProtocol::Tcp(options) => (Protocol::Tcp, options),
+            CallProtocol::Udp(options) => (Protocol::Udp, options),
+            CallProtocol::Sctp(options) => (Protocol::Sctp, options),
+        };
+        let mut all = true;
+        let mut output = io::stdout().lock();
+        let mut made = 0;
+        while options.until_killed || made < options.count {
+            if made > 0 {
+                thread::sleep(Duration::from_millis(options.interval_ms));
+            }
+            made += 1;
+            let start = Instant::now();
+            let result =
+                call(protocol, options, start + Duration::from_millis(options.timeout_ms)).and_then(|answer| parse(&answer));
+            let ms = start.elapsed().as_secs_f64() * 1000.0;
+            let line = match result {
+                Ok([name, local, peer]) => json!({"ok": true, "name": name, "local": local, "peer": peer, "ms": ms}),
+                Err(error) => {
+                    all = false;
+                    json!({"ok": false, "error": describe(&error), "ms": ms})
+                }
+            };
+            // One write a line: a reader sees whole lines, whenever this process is killed.
+            output.write_all(format!("{line}\n").as_bytes()).context("cannot print")?;
+            output.flush().context("cannot print")?;
+        }
+        Ok(all)
+    }
+}
+
+fn call(protocol: Protocol, options: &CallOptions, deadline: Instant) -> io::Result<String> {
+    let target = options.target;
+    let mut socket = open(protocol, target)?;
+    if options.source_port != 0 {
+        socket.set_reuse_address(true)?;
+        socket.bind(&SocketAddr::new(unspecified(target), options.source_port).into())?;
+    }
+    socket.connect_timeout(&target.into(), left(deadline)?)?;
+    let mut answer = Vec::new();
+    if protocol == Protocol::Udp {
+        socket.set_read_timeout(Some(left(deadline)?))?;
+        socket.send(b"?\n")?;
+        let mut buffer = [0; 2048];
+        let length = socket.read(&mut buffer)?;
+        answer.extend_from_slice(buffer.get(..length).unwrap_or_default());
+    } else {
+        let mut buffer = [0; 2048];
+        loop {
+            socket.set_read_timeout(Some(left(deadline)?))?;
+            let length = socket.read(&mut buffer)?;
+            if length == 0 {
+                break;
+            }
+            answer.extend_from_slice(buffer.get(..length).unwrap_or_default());
+        }
+    }
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    // A time-out of zero would mean none.
+    if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+fn parse(answer: &str) -> io::Result<[String; 3]> {
+    let words: Vec<String> = answer.split_whitespace().map(str::to_owned).collect();
+    words.try_into().map_err(|_| io::Error::new(ErrorKind::UnexpectedEof, format!("closed with an incomplete answer {answer:?}")))
+}
+
+fn describe(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => "refused".into(),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted => "reset".into(),
+        ErrorKind::TimedOut | ErrorKind::WouldBlock => "timeout".into(),
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "unreachable".into(),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,184 @@
+//! One network namespace of a world.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+
+use crate::{Calls, Process, Protocol, Reply, Result};
+
+/// A host or a pod: a network namespace, with a `/run` of its own.
+///
+/// IPVS, ipset, iptables, conntrack and sysctls below `net` are the namespace's own, and so are abstract and TCP sockets; the file system is shared but
+/// for `/run`, where control sockets and the lock of iptables are.
+#[derive(Debug)]
+pub struct Netns {
+    name: String,
+    directory: PathBuf,
+}
+
+impl Netns {
+    /// A handle for the namespace `name`, which is made elsewhere; `directory` holds its `/run` and the logs of its programs.
+    pub(crate) fn new(name: String, directory: PathBuf) -> Result<Self> {
+        fs::create_dir_all(directory.join("run")).with_context(|| format!("cannot create {}", directory.display()))?;
+        Ok(Self { name, directory })
+    }
+
+    /// As `ip netns` knows it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A command that will run in this namespace.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        // `ip netns exec` makes a mount namespace for the program, so the mount ends with it.
+        command.args(["netns", "exec", &self.name, "sh", "-c", r#"mount --bind "$0" /run && exec "$@""#]);
+        command.arg(self.directory.join("run")).arg(program);
+        command
+    }
+
+    /// The start of a shell line that runs the rest of the line in this namespace.
+    #[must_use]
+    pub fn shell_prefix(&self) -> String {
+        let words = self.command("").get_args().map(|word| format!("'{}'", word.to_string_lossy())).collect::<Vec<_>>();
+        format!("ip {}", words.strip_suffix(&["''".to_owned()]).unwrap_or(&words).join(" "))
+    }
+
+    /// Runs a program to its end; its output.
+    ///
+    /// # Errors
+    /// When it cannot be run or fails; with what it wrote to its error output.
+    pub fn exec(&self, command: &[&str]) -> Result<String> {
+        let output = self.try_exec(command)?;
+        if !output.status.success() {
+            bail!(
+                "`{}` in {} failed ({}): {}{}",
+                command.join(" "),
+                self.name,
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim_end(),
+                String::from_utf8_lossy(&output.stdout).trim_end()
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs a program to its end, however it ends.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn try_exec(&self, command: &[&str]) -> Result<Output> {
+        let (program, arguments) = command.split_first().context("no program to run")?;
+        self.command(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("cannot run {program} in {}", self.name))
+    }
+
+    /// Runs a program to its end with a text as its input; its output.
+    ///
+    /// # Errors
+    /// As [`Netns::exec`].
+    pub fn exec_with_input(&self, command: &[&str], input: &str) -> Result<String> {
+        let (program, arguments) = command.split_first().context("no program to run")?;
+        feed(self.command(program).args(arguments), input).with_context(|| format!("`{}` in {}", command.join(" "), self.name))
+    }
+
+    /// Starts a program that goes on in the background.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&self, command: &[&str]) -> Result<Process> {
+        let (program, arguments) = command.split_first().context("no program to run")?;
+        Process::start(self.command(program).args(arguments), self.log_file(program))
+    }
+
+    /// Makes calls to an address such as `10.96.0.10:80` or `[fd00:96::10]:80`, one after the other, each from a socket of its own.
+    ///
+    /// # Errors
+    /// When the calls cannot be made at all. That a call fails is data: see [`Reply`].
+    pub fn call(&self, protocol: Protocol, target: &str, count: usize) -> Result<Vec<Reply>> {
+        let count = count.to_string();
+        self.call_with(protocol, target, &["--count", &count])
+    }
+
+    /// As [`Netns::call`], with further options of `probe call`.
+    ///
+    /// # Errors
+    /// As [`Netns::call`].
+    pub fn call_with(&self, protocol: Protocol, target: &str, options: &[&str]) -> Result<Vec<Reply>> {
+        let output = self
+            .command(probe())
+            .args(["call", &protocol.to_string(), target])
+            .args(options)
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run probe")?;
+        // 0: all calls were answered, 1: not all.
+        if !matches!(output.status.code(), Some(0 | 1)) {
+            bail!(
+                "probe call {protocol} {target} in {} failed ({}): {}",
+                self.name,
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim_end()
+            );
+        }
+        Reply::parse_all(&String::from_utf8_lossy(&output.stdout))
+    }
+
+    /// Calls again and again in the background, with a pause between calls.
+    ///
+    /// # Errors
+    /// When that cannot be started.
+    pub fn keep_calling(&self, protocol: Protocol, target: &str, pause: Duration) -> Result<Calls> {
+        let pause = pause.as_millis().to_string();
+        let log = self.log_file("calls");
+        let mut command = self.command(probe());
+        command.args(["call", &protocol.to_string(), target, "--until-killed", "--interval-ms", &pause]);
+        Ok(Calls(Process::start(&mut command, log)?))
+    }
+
+    /// Runs `ip -batch` with these lines in the namespace: one process for many settings.
+    pub(crate) fn ip(&self, batch: &str) -> Result {
+        feed(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), batch)
+            .map(drop)
+            .with_context(|| format!("`ip -batch` in {} of:\n{batch}", self.name))
+    }
+
+    /// The file for the output of a program, new each time.
+    pub(crate) fn log_file(&self, program: &str) -> PathBuf {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let program = Path::new(program).file_name().unwrap_or_default().to_string_lossy();
+        self.directory.join(format!("{program}-{}.log", NUMBER.fetch_add(1, Ordering::Relaxed)))
+    }
+}
+
+/// Runs `ip -batch` outside of all namespaces.
+pub(crate) fn ip(batch: &str) -> Result {
+    feed(Command::new("ip").args(["-batch", "-"]), batch).map(drop).with_context(|| format!("`ip -batch` of:\n{batch}"))
+}
+
+/// The program that makes and answers calls.
+pub(crate) fn probe() -> PathBuf {
+    std::env::var_os("PROBE").map_or_else(|| PathBuf::from("probe"), PathBuf::from)
+}
+
+fn feed(command: &mut Command, input: &str) -> Result<String> {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot be run")?;
+    // A program that ends early breaks the pipe; its status and its words tell why.
+    let _ = child.stdin.take().context("no input")?.write_all(input.as_bytes());
+    let output = child.wait_with_output().context("cannot be waited for")?;
+    if !output.status.success() {
+        bail!("failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim_end());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

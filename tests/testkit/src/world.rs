@@ -1,0 +1,372 @@
+//! The cluster network of a test.
+//!
+//! ```text
+//!   ext 172.18.0.100 ──┐
+//!                      ├── lan 172.18.0.0/16, fd00:18::/64
+//!  node 172.18.0.2  ───┤        node: cni0 10.244.1.1/24, fd00:244:0:1::1/64 ── pods .2, .3 …
+//! node2 172.18.0.3  ───┘       node2: cni0 10.244.2.1/24, fd00:244:0:2::1/64 ── pods .2, .3 …
+//! ```
+//!
+//! The nodes route each other's pods. ext routes the service networks (10.96.0.0/16, fd00:96::/112) to node, but knows no way to pods: an answer that
+//! was not masqueraded never reaches it.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::agent::{self, Agent};
+use crate::netns::{self, Netns, probe};
+use crate::{Family, Process, Result};
+
+/// The address of node on the lan.
+pub const NODE_V4: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 2);
+/// The address of node on the lan.
+pub const NODE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, 2);
+/// The address of node2 on the lan.
+pub const NODE2_V4: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 3);
+/// The address of node2 on the lan.
+pub const NODE2_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, 3);
+/// The address of the outside client.
+pub const EXT_V4: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 100);
+/// The address of the outside client.
+pub const EXT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, 0x100);
+
+/// The pod networks of all nodes, for the agent.
+const CLUSTER_CIDR: &str = "10.244.0.0/16,fd00:244::/56";
+
+/// A server listens some milliseconds after it was started; in an emulated guest with several tests at once, some hundred.
+const START: Duration = Duration::from_secs(20);
+
+/// What a failed test shows of the node's kernel.
+const DIAGNOSES: &[&[&str]] =
+    &[&["ipvsadm", "-Ln"], &["ipset", "save"], &["ip", "route", "show", "table", "local"], &["ip", "-br", "address"]];
+
+/// Addresses appear at once and pods can be called at once: no duplicate address detection, whose seconds of waiting serve nothing here.
+const SYSCTLS: &str = "cd /proc/sys/net/ipv6/conf && for c in all default; do echo 0 >$c/accept_dad; echo 0 >$c/dad_transmits; echo 0 >$c/accept_ra; done";
+const FORWARDING: &str = "; echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >all/forwarding";
+
+/// Where a pod runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    /// The node with the agent.
+    Node,
+    /// The other node.
+    Node2,
+}
+
+impl On {
+    /// The node's name in manifests.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Node2 => "node2",
+        }
+    }
+
+    fn number(self) -> u8 {
+        match self {
+            Self::Node => 1,
+            Self::Node2 => 2,
+        }
+    }
+}
+
+/// A pod: a namespace behind its node's bridge.
+#[derive(Debug)]
+pub struct Pod {
+    netns: Netns,
+    name: String,
+    on: On,
+    v4: Ipv4Addr,
+    v6: Ipv6Addr,
+}
+
+impl Pod {
+    /// The pod's name, with which its servers answer.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The node where it runs.
+    #[must_use]
+    pub fn on(&self) -> On {
+        self.on
+    }
+
+    /// Its address in a family.
+    #[must_use]
+    pub fn address(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.v4.into(),
+            Family::V6 => self.v6.into(),
+        }
+    }
+
+    /// Starts a server for all protocols and both families; it answers with the pod's name.
+    ///
+    /// # Errors
+    /// When it does not listen in time.
+    pub fn serve(&self, port: u16) -> Result<Process> {
+        serve(&self.netns, &self.name, port)
+    }
+}
+
+impl Deref for Pod {
+    type Target = Netns;
+
+    fn deref(&self) -> &Netns {
+        &self.netns
+    }
+}
+
+/// The network of one test. Worlds share nothing, so tests run side by side.
+#[derive(Debug)]
+pub struct World {
+    prefix: String,
+    directory: PathBuf,
+    lan: Netns,
+    node: Netns,
+    node2: Netns,
+    ext: Netns,
+    last_host: [AtomicU32; 2],
+    namespaces: Mutex<Vec<String>>,
+    agent_logs: Mutex<Vec<PathBuf>>,
+}
+
+impl World {
+    /// Makes the nodes, the lan and the outside client.
+    ///
+    /// # Errors
+    /// When namespaces cannot be made: this needs root.
+    pub fn new() -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("ki{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let directory = std::env::temp_dir().join(&prefix);
+        let netns = |name: &str| Netns::new(format!("{prefix}-{name}"), directory.join(name));
+        let world = Self {
+            lan: netns("lan")?,
+            node: netns("node")?,
+            node2: netns("node2")?,
+            ext: netns("ext")?,
+            prefix,
+            directory,
+            // Host 1 of each pod network is the bridge.
+            last_host: [AtomicU32::new(1), AtomicU32::new(1)],
+            namespaces: Mutex::default(),
+            agent_logs: Mutex::default(),
+        };
+        fs::create_dir_all(world.manifests()).context("cannot create the directory of the manifests")?;
+        for (netns, settings) in [(&world.lan, ""), (&world.node, FORWARDING), (&world.node2, FORWARDING), (&world.ext, "")] {
+            world.add_namespace(netns, settings)?;
+        }
+        world.lan.ip("link add br0 type bridge\nlink set br0 up\nlink set lo up\n")?;
+        world.join_lan(&world.node, NODE_V4, NODE_V6)?;
+        world.join_lan(&world.node2, NODE2_V4, NODE2_V6)?;
+        world.join_lan(&world.ext, EXT_V4, EXT_V6)?;
+        world.ext.ip(&format!("route add 10.96.0.0/16 via {NODE_V4}\nroute add fd00:96::/112 via {NODE_V6}\n"))?;
+        for (node, on, other, via4, via6) in
+            [(&world.node, On::Node, 2, NODE2_V4, NODE2_V6), (&world.node2, On::Node2, 1, NODE_V4, NODE_V6)]
+        {
+            let number = on.number();
+            // A node has a default route, as real ones do: without any, packets from its own processes to a VIP would not even start.
+            node.ip(&format!(
+                "link add cni0 type bridge\nlink set cni0 up\naddress add 10.244.{number}.1/24 dev cni0\naddress add fd00:244:0:{number}::1/64 dev cni0 nodad\n\
+                 route add 10.244.{other}.0/24 via {via4}\nroute add fd00:244:0:{other}::/64 via {via6}\n\
+                 route add default via {EXT_V4}\nroute add default via {EXT_V6}\n"
+            ))?;
+        }
+        Ok(world)
+    }
+
+    /// Runs a test in a world of its own. When it fails, the agents' logs and the node's tables are shown with the failure.
+    ///
+    /// # Panics
+    /// When the test fails.
+    #[expect(clippy::panic, reason = "this is how a test fails")]
+    pub fn test(body: impl FnOnce(&Self) -> Result) {
+        let world = match Self::new() {
+            Ok(world) => world,
+            Err(error) => panic!("cannot make a world: {error:?}"),
+        };
+        if let Err(error) = body(&world) {
+            panic!("{error:?}");
+        }
+    }
+
+    /// The node with the agent.
+    #[must_use]
+    pub fn node(&self) -> &Netns {
+        &self.node
+    }
+
+    /// Another node, without agent.
+    #[must_use]
+    pub fn node2(&self) -> &Netns {
+        &self.node2
+    }
+
+    /// The client outside of the cluster.
+    #[must_use]
+    pub fn ext(&self) -> &Netns {
+        &self.ext
+    }
+
+    /// Makes a pod.
+    ///
+    /// # Errors
+    /// When that fails, as for a second pod of this name.
+    pub fn pod(&self, name: &str, on: On) -> Result<Pod> {
+        let number = on.number();
+        let (node, last_host) = match (on, &self.last_host) {
+            (On::Node, [last, _]) => (&self.node, last),
+            (On::Node2, [_, last]) => (&self.node2, last),
+        };
+        let host = u8::try_from(last_host.fetch_add(1, Ordering::Relaxed) + 1).context("a node has at most 254 pods")?;
+        let v4 = Ipv4Addr::new(10, 244, number, host);
+        let v6 = Ipv6Addr::new(0xfd00, 0x244, 0, number.into(), 0, 0, 0, host.into());
+        let netns = Netns::new(format!("{}-pod-{name}", self.prefix), self.directory.join(format!("pod-{name}")))?;
+        self.add_namespace(&netns, "")?;
+        node.ip(&format!(
+            "link add veth{host} type veth peer name eth0 netns {}\nlink set veth{host} master cni0 up\n",
+            netns.name()
+        ))?;
+        netns.ip(&format!(
+            "link set lo up\nlink set eth0 up\naddress add {v4}/24 dev eth0\naddress add {v6}/64 dev eth0 nodad\n\
+             route add default via 10.244.{number}.1\nroute add default via fd00:244:0:{number}::1\n"
+        ))?;
+        Ok(Pod { netns, name: name.to_owned(), on, v4, v6 })
+    }
+
+    /// Starts a server on a node or outside, for all protocols and both families.
+    ///
+    /// # Errors
+    /// When it does not listen in time.
+    pub fn serve(&self, netns: &Netns, name: &str, port: u16) -> Result<Process> {
+        serve(netns, name, port)
+    }
+
+    /// The directory that the agent reads.
+    #[must_use]
+    pub fn manifests(&self) -> PathBuf {
+        self.directory.join("manifests")
+    }
+
+    /// Puts a manifest in place in one step, as an editor or a ConfigMap does; it replaces one of the same name.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&self, name: &str, text: &str) -> Result {
+        let unfinished = self.directory.join(format!("unfinished-{name}"));
+        fs::write(&unfinished, text).with_context(|| format!("cannot write {name}"))?;
+        fs::rename(&unfinished, self.manifests().join(name)).with_context(|| format!("cannot put {name} in place"))
+    }
+
+    /// Removes a manifest.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn remove(&self, name: &str) -> Result {
+        fs::remove_file(self.manifests().join(name)).with_context(|| format!("cannot remove {name}"))
+    }
+
+    /// Starts the agent on node with the manifests of this world, and further arguments.
+    ///
+    /// # Errors
+    /// When it cannot be started. That it came up is for the test to see.
+    pub fn agent(&self, arguments: &[&str]) -> Result<Agent> {
+        let log = self.node.log_file("agent");
+        if let Ok(mut logs) = self.agent_logs.lock() {
+            logs.push(log.clone());
+        }
+        let mut command = self.node.command(agent::program());
+        command.args(self.run_arguments()).args(arguments);
+        Ok(Agent(Process::start(&mut command, log)?))
+    }
+
+    /// Runs the agent until the kernel is in the state of the manifests (`--once`), with further arguments; its exit status, output and log.
+    ///
+    /// # Errors
+    /// When it cannot be run. That it failed is data.
+    pub fn run_once(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = self.node.command(agent::program());
+        command.args(self.run_arguments()).arg("--once").args(arguments).output().context("cannot run the agent")
+    }
+
+    /// Runs another command of the agent's program on node, such as `status`; its output.
+    ///
+    /// # Errors
+    /// When it cannot be run or fails.
+    pub fn kube_ipvs(&self, arguments: &[&str]) -> Result<String> {
+        let program = agent::program();
+        let program = program.to_str().context("the agent's path is no text")?;
+        self.node.exec(&[&[program], arguments].concat())
+    }
+
+    fn run_arguments(&self) -> Vec<String> {
+        let manifests = self.manifests().display().to_string();
+        ["run", "--manifests", &manifests, "--node-name", "node", "--cluster-cidr", CLUSTER_CIDR].map(str::to_owned).to_vec()
+    }
+
+    fn add_namespace(&self, netns: &Netns, settings: &str) -> Result {
+        netns::ip(&format!("netns add {}\n", netns.name())).context("network namespaces cannot be made (this needs root)")?;
+        if let Ok(mut namespaces) = self.namespaces.lock() {
+            namespaces.push(netns.name().to_owned());
+        }
+        netns.exec(&["sh", "-c", &format!("{SYSCTLS}{settings}")]).map(drop)
+    }
+
+    fn join_lan(&self, netns: &Netns, v4: Ipv4Addr, v6: Ipv6Addr) -> Result {
+        let [_, _, _, host] = v4.octets();
+        self.lan.ip(&format!(
+            "link add veth{host} type veth peer name eth0 netns {}\nlink set veth{host} master br0 up\n",
+            netns.name()
+        ))?;
+        netns.ip(&format!("link set lo up\nlink set eth0 up\naddress add {v4}/16 dev eth0\naddress add {v6}/64 dev eth0 nodad\n"))
+    }
+
+    /// The node's tables and the agents' logs: what helps to see why something failed.
+    #[must_use]
+    pub fn diagnosis(&self) -> String {
+        let mut text = String::new();
+        for command in DIAGNOSES {
+            let result = self.node.exec(command).unwrap_or_else(|error| format!("{error:#}\n"));
+            let _ = writeln!(text, "--- node: {}\n{result}", command.join(" "));
+        }
+        for log in self.agent_logs.lock().map(|logs| logs.clone()).unwrap_or_default() {
+            let content = fs::read_to_string(&log).unwrap_or_else(|error| error.to_string());
+            let _ = writeln!(text, "--- {}\n{content}", Path::new(&log).file_name().unwrap_or_default().display());
+        }
+        text
+    }
+}
+
+impl Drop for World {
+    #[expect(clippy::print_stderr, reason = "the test harness shows it with the failure")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.diagnosis());
+        }
+        let namespaces = self.namespaces.lock().map(|namespaces| namespaces.clone()).unwrap_or_default();
+        let batch: String = namespaces.iter().map(|name| format!("netns delete {name}\n")).collect();
+        let _ = netns::ip(&batch);
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn serve(netns: &Netns, name: &str, port: u16) -> Result<Process> {
+    let port = port.to_string();
+    let log = netns.log_file("serve");
+    let mut server = Process::start(netns.command(probe()).args(["serve", "--name", name, "--port", &port]), log)?;
+    server.wait_for("ready\n", START).with_context(|| format!("the server {name} on port {port}"))?;
+    Ok(server)
+}
