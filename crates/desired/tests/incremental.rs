@@ -1,0 +1,351 @@
+//! Laws of following changes: whatever comes in whichever order, what is kept change by change is what the objects of the moment say.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test stops where it fails")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use desired::{Config, Index, InterfaceAddress, Kind, Ledger};
+use model::{Family, Scope, Set, State, Via};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+/// Objects are few and collide on purpose: addresses and ports that several Services claim, endpoints that are in several slices.
+const SERVICES: usize = 4;
+const SLICES: usize = 5;
+const CLUSTER_IPS: [&str; 3] = ["10.96.0.1", "10.96.0.2", "10.96.000.002"];
+const CLUSTER_IPS_V6: [&str; 2] = ["fd00:96::1", "fd00:96::2"];
+
+#[derive(Clone, Debug)]
+enum Op {
+    ApplyService(usize, Value),
+    DeleteService(usize),
+    ApplySlice(usize, Value),
+    DeleteSlice(usize),
+    ApplyNode(Value),
+    DeleteNode,
+    SetInterfaces(Vec<(&'static str, &'static str)>),
+    /// A list of what there is, less what the mask hides; begun twice if interrupted.
+    Relist {
+        kind: Kind,
+        hidden: u8,
+        interrupted: bool,
+    },
+    Sync,
+}
+
+/// What is out there.
+#[derive(Clone, Debug, Default)]
+struct Cluster {
+    services: BTreeMap<usize, Value>,
+    slices: BTreeMap<usize, Value>,
+    node: Option<Value>,
+    interfaces: Vec<(&'static str, &'static str)>,
+}
+
+/// An index and a ledger that follow it, and a state that is kept up only through the scopes they return.
+struct Follower {
+    index: Index,
+    ledger: Ledger,
+    state: State,
+}
+
+fn config(via: Via) -> Config {
+    Config { via, ..Config::new("node-1") }
+}
+
+impl Follower {
+    fn new(via: Via) -> Self {
+        let index = Index::new(config(via));
+        let ledger = Ledger::new(index.config());
+        let state = ledger.complete();
+        Self { index, ledger, state }
+    }
+
+    fn sync(&mut self) {
+        let mut scope = Scope::default();
+        for family in Family::ALL {
+            let source = self.index.facts().source(family);
+            scope.extend(self.ledger.set_source(family, source));
+        }
+        for name in self.index.take_dirty() {
+            let before = self.ledger.complete();
+            let touched = self.ledger.set(&name, self.index.fragment(&name));
+            check_touched(&touched, &before, &self.ledger.complete());
+            scope.extend(touched);
+        }
+        let desired = self.ledger.desired(&scope);
+        replace(&mut self.state, &scope, desired);
+    }
+}
+
+/// What a change touches is what it changes: all of it, and no set member or VIP beyond it.
+fn check_touched(touched: &Scope, before: &State, after: &State) {
+    let members = |state: &State, set: &Set| state.sets[set].members.clone();
+    for set in after.sets.keys() {
+        let changed: BTreeSet<_> = members(before, set).symmetric_difference(&members(after, set)).copied().collect();
+        assert_eq!(touched.members.get(set).cloned().unwrap_or_default(), changed, "{set}");
+    }
+    let keys = before.vips.keys().chain(after.vips.keys());
+    let changed: BTreeSet<_> = keys.filter(|vip| before.vips.get(vip) != after.vips.get(vip)).copied().collect();
+    assert_eq!(touched.vips, changed);
+    for key in before.virtual_servers.keys().chain(after.virtual_servers.keys()) {
+        let same = before.virtual_servers.get(key) == after.virtual_servers.get(key);
+        assert!(same || touched.virtual_servers.contains(key), "{key} changed unseen");
+    }
+}
+
+/// What an agent does to its node: in scope it becomes as desired, out of scope it stays.
+fn replace(state: &mut State, scope: &Scope, desired: State) {
+    state.virtual_servers.retain(|key, _| !scope.virtual_servers.contains(key));
+    state.virtual_servers.extend(desired.virtual_servers);
+    state.vips.retain(|vip, _| !scope.vips.contains(vip));
+    state.vips.extend(desired.vips);
+    for (set, members) in &scope.members {
+        let held = state.sets.get_mut(set).unwrap();
+        held.members.retain(|member| !members.contains(member));
+        held.members.extend(&desired.sets[set].members);
+        held.capacity = desired.sets[set].capacity;
+    }
+}
+
+impl Cluster {
+    fn run(&mut self, op: Op, follower: &mut Follower) {
+        let index = &mut follower.index;
+        match op {
+            Op::ApplyService(id, object) => {
+                index.apply_service(&parse(&object)).unwrap();
+                self.services.insert(id, object);
+            }
+            Op::DeleteService(id) => {
+                index.delete_service(&parse(&service_metadata(id)));
+                self.services.remove(&id);
+            }
+            Op::ApplySlice(id, object) => {
+                index.apply_slice(&parse(&object)).unwrap();
+                self.slices.insert(id, object);
+            }
+            Op::DeleteSlice(id) => {
+                index.delete_slice(&parse(&slice_metadata(id)));
+                self.slices.remove(&id);
+            }
+            Op::ApplyNode(object) => {
+                index.apply_node(&parse(&object));
+                // Other nodes' objects are not seen by an agent that asks for its own, and must not matter to one that gets all.
+                if object["metadata"]["name"] == "node-1" {
+                    self.node = Some(object);
+                }
+            }
+            Op::DeleteNode => index.delete_node(&parse(&json!({"name": "node-1"}))),
+            Op::SetInterfaces(interfaces) => {
+                index.set_interfaces(addresses(&interfaces));
+                self.interfaces = interfaces;
+            }
+            Op::Relist { kind, hidden, interrupted } => {
+                let shown = |id: &usize| hidden & (1 << id) == 0;
+                if interrupted {
+                    index.begin_listing(kind);
+                    self.list(kind, index, |id| !shown(id));
+                }
+                index.begin_listing(kind);
+                self.list(kind, index, shown);
+                index.end_listing(kind);
+                match kind {
+                    Kind::Service => self.services.retain(|id, _| shown(id)),
+                    Kind::EndpointSlice => self.slices.retain(|id, _| shown(id)),
+                    Kind::Node => {}
+                }
+            }
+            Op::Sync => follower.sync(),
+        }
+    }
+
+    fn list(&self, kind: Kind, index: &mut Index, shown: impl Fn(&usize) -> bool) {
+        match kind {
+            Kind::Service => self
+                .services
+                .iter()
+                .filter(|(id, _)| shown(id))
+                .for_each(|(_, object)| index.apply_service(&parse(object)).unwrap()),
+            Kind::EndpointSlice => {
+                self.slices.iter().filter(|(id, _)| shown(id)).for_each(|(_, object)| index.apply_slice(&parse(object)).unwrap())
+            }
+            Kind::Node => self.node.iter().for_each(|object| index.apply_node(&parse(object))),
+        }
+    }
+
+    /// The state of a node that sees all of this for the first time.
+    fn from_scratch(&self, via: Via) -> State {
+        let mut follower = Follower::new(via);
+        follower.index.set_interfaces(addresses(&self.interfaces));
+        for kind in [Kind::Node, Kind::Service, Kind::EndpointSlice] {
+            self.list(kind, &mut follower.index, |_| true);
+        }
+        follower.sync();
+        follower.ledger.complete()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn following_changes_ends_where_starting_over_does(
+        ops in prop::collection::vec(op(), 1..40),
+        via in prop::sample::select(vec![Via::Route, Via::Address]),
+    ) {
+        let mut cluster = Cluster::default();
+        let mut follower = Follower::new(via);
+        for op in ops.into_iter().chain([Op::Sync]) {
+            let sync = matches!(op, Op::Sync);
+            cluster.run(op, &mut follower);
+            if sync {
+                let scratch = cluster.from_scratch(via);
+                prop_assert_eq!(&follower.ledger.complete(), &scratch);
+                prop_assert_eq!(&follower.state, &scratch);
+            }
+        }
+
+        // Seen again, nothing of it is news; and all of it gone, nothing of it is left.
+        for kind in [Kind::Node, Kind::Service, Kind::EndpointSlice] {
+            cluster.list(kind, &mut follower.index, |_| true);
+        }
+        prop_assert!(!follower.index.is_dirty());
+        for kind in [Kind::Service, Kind::EndpointSlice] {
+            follower.index.begin_listing(kind);
+            follower.index.end_listing(kind);
+        }
+        follower.sync();
+        let empty = Ledger::new(&config(via)).complete();
+        prop_assert_eq!(&follower.state, &empty);
+    }
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let kind = prop::sample::select(vec![Kind::Service, Kind::EndpointSlice, Kind::Node]);
+    prop_oneof![
+        5 => (0..SERVICES).prop_flat_map(|id| service(id).prop_map(move |object| Op::ApplyService(id, object))),
+        2 => (0..SERVICES).prop_map(Op::DeleteService),
+        6 => (0..SLICES).prop_flat_map(|id| slice(id).prop_map(move |object| Op::ApplySlice(id, object))),
+        2 => (0..SLICES).prop_map(Op::DeleteSlice),
+        2 => node().prop_map(Op::ApplyNode),
+        1 => Just(Op::DeleteNode),
+        2 => interfaces().prop_map(Op::SetInterfaces),
+        2 => (kind, any::<u8>(), any::<bool>()).prop_map(|(kind, hidden, interrupted)| Op::Relist { kind, hidden, interrupted }),
+        5 => Just(Op::Sync),
+    ]
+}
+
+fn service(id: usize) -> impl Strategy<Value = Value> {
+    let port = (
+        prop::sample::select(vec!["", "web", "dns"]),
+        prop::sample::select(vec!["TCP", "UDP", "SCTP", "ICMP"]),
+        prop::sample::select(vec![0, 53, 80]),
+        prop::sample::select(vec![0, 0, 30053, 30080]),
+    )
+        .prop_map(
+            |(name, protocol, port, node_port)| json!({"name": name, "protocol": protocol, "port": port, "nodePort": node_port}),
+        );
+    let shape = (
+        prop::option::weighted(0.9, prop::sample::select(CLUSTER_IPS.to_vec())),
+        prop::option::of(prop::sample::select(CLUSTER_IPS_V6.to_vec())),
+        prop::collection::vec(port, 0..3),
+        prop::sample::select(vec!["None", "ClientIP"]),
+        prop::sample::select(vec!["Cluster", "Cluster", "Local"]),
+        prop::sample::select(vec![None, Some("2026-01-01T00:00:00Z"), Some("2026-02-01T00:00:00Z")]),
+    );
+    shape.prop_map(move |(v4, v6, ports, affinity, internal, created)| {
+        let cluster_ips: Vec<_> = v4.into_iter().chain(v6).collect();
+        let families: Vec<_> = v4.map(|_| "IPv4").into_iter().chain(v6.map(|_| "IPv6")).collect();
+        let mut metadata = service_metadata(id);
+        metadata["creationTimestamp"] = json!(created);
+        json!({
+            "metadata": metadata,
+            "spec": {
+                "clusterIP": cluster_ips.first().unwrap_or(&"None"),
+                "clusterIPs": cluster_ips,
+                "ipFamilies": families,
+                "ports": ports,
+                "sessionAffinity": affinity,
+                "internalTrafficPolicy": internal,
+            },
+        })
+    })
+}
+
+fn slice(id: usize) -> impl Strategy<Value = Value> {
+    let endpoint = |address: &'static [&'static str]| {
+        let condition = || prop::option::of(any::<bool>());
+        (
+            prop::sample::select(address),
+            (condition(), condition(), condition()),
+            prop::sample::select(vec!["node-1", "node-2"]),
+            prop::collection::vec(prop::sample::select(vec!["zone-a", "zone-b"]), 0..3),
+            prop::collection::vec(prop::sample::select(vec!["node-1", "node-2"]), 0..2),
+        )
+            .prop_map(|(address, (ready, serving, terminating), node, zones, nodes)| {
+                let named = |names: Vec<&str>| names.into_iter().map(|name| json!({"name": name})).collect::<Vec<_>>();
+                json!({
+                    "addresses": [address],
+                    "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
+                    "nodeName": node,
+                    "hints": {"forZones": named(zones), "forNodes": named(nodes)},
+                })
+            })
+    };
+    let family = prop_oneof![
+        3 => prop::collection::vec(endpoint(&["10.244.1.1", "10.244.1.2", "10.244.2.1", "nonsense"]), 0..4)
+            .prop_map(|endpoints| ("IPv4", endpoints)),
+        1 => prop::collection::vec(endpoint(&["fd00:244::1", "fd00:244::2"]), 0..3).prop_map(|endpoints| ("IPv6", endpoints)),
+        1 => Just(("FQDN", Vec::new())),
+    ];
+    let port = (prop::sample::select(vec!["", "web", "dns"]), prop::sample::select(vec!["TCP", "UDP", "SCTP"]), 8080..8082)
+        .prop_map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port}));
+    (prop::option::weighted(0.9, 0..SERVICES), family, prop::collection::vec(port, 0..3)).prop_map(
+        move |(service, (address_type, endpoints), ports)| {
+            let mut metadata = slice_metadata(id);
+            metadata["labels"] = service.map_or(json!({}), |id| json!({"kubernetes.io/service-name": format!("service-{id}")}));
+            json!({"metadata": metadata, "addressType": address_type, "endpoints": endpoints, "ports": ports})
+        },
+    )
+}
+
+fn node() -> impl Strategy<Value = Value> {
+    let zone = prop::sample::select(vec!["", "zone-a", "zone-b"]);
+    let address = prop::sample::select(vec!["172.18.0.1", "172.18.0.2", "fd00:18::1"]);
+    (prop::sample::select(vec!["node-1", "node-1", "node-1", "node-2"]), zone, prop::collection::vec(address, 0..3)).prop_map(
+        |(name, zone, addresses)| {
+            let addresses: Vec<_> = addresses.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+            json!({
+                "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}},
+                "status": {"addresses": addresses},
+            })
+        },
+    )
+}
+
+fn interfaces() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
+    let all = vec![
+        ("lo", "127.0.0.1"),
+        ("eth0", "172.18.0.1"),
+        ("eth1", "172.18.0.2"),
+        ("eth0", "fd00:18::1"),
+        ("kube-ipvs0", "10.96.0.1"),
+    ];
+    prop::sample::subsequence(all.clone(), 0..=all.len())
+}
+
+fn service_metadata(id: usize) -> Value {
+    json!({"namespace": "shop", "name": format!("service-{id}")})
+}
+
+fn slice_metadata(id: usize) -> Value {
+    json!({"namespace": "shop", "name": format!("slice-{id}")})
+}
+
+fn addresses(interfaces: &[(&str, &str)]) -> Vec<InterfaceAddress> {
+    interfaces.iter().map(|(name, address)| InterfaceAddress::new(name, address.parse().unwrap())).collect()
+}
+
+fn parse<T: serde::de::DeserializeOwned>(value: &Value) -> T {
+    serde_json::from_value(value.clone()).unwrap()
+}
