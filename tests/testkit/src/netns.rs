@@ -154,6 +154,12 @@ impl Netns {
             .with_context(|| format!("`ip -batch` in {} of:\n{batch}", self.name))
     }
 
+    /// What `ip` says about a link.
+    pub(crate) fn link(&self, name: &str) -> Result<String> {
+        feed(Command::new("ip").args(["-n", &self.name, "-d", "-o", "link", "show", "dev", name]), "")
+            .with_context(|| format!("link {name} in {}", self.name))
+    }
+
     /// The file for the output of a program, new each time.
     pub(crate) fn log_file(&self, program: &str) -> PathBuf {
         static NUMBER: AtomicU32 = AtomicU32::new(0);

@@ -20,11 +20,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
 use crate::agent::{self, Agent};
 use crate::netns::{self, Netns, probe};
-use crate::{Family, Process, Result};
+use crate::{Family, Process, Result, eventually};
 
 /// The address of node on the lan.
 pub const NODE_V4: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 2);
@@ -173,6 +173,9 @@ impl World {
         world.join_lan(&world.node, NODE_V4, NODE_V6)?;
         world.join_lan(&world.node2, NODE2_V4, NODE2_V6)?;
         world.join_lan(&world.ext, EXT_V4, EXT_V6)?;
+        for address in [NODE_V4, NODE2_V4, EXT_V4] {
+            forwards(&world.lan, &lan_port(address))?;
+        }
         world.ext.ip(&format!("route add 10.96.0.0/16 via {NODE_V4}\nroute add fd00:96::/112 via {NODE_V6}\n"))?;
         for (node, on, other, via4, via6) in
             [(&world.node, On::Node, 2, NODE2_V4, NODE2_V6), (&world.node2, On::Node2, 1, NODE_V4, NODE_V6)]
@@ -236,14 +239,18 @@ impl World {
         let v6 = Ipv6Addr::new(0xfd00, 0x244, 0, number.into(), 0, 0, 0, host.into());
         let netns = Netns::new(format!("{}-pod-{name}", self.prefix), self.directory.join(format!("pod-{name}")))?;
         self.add_namespace(&netns, "")?;
+        // Hairpin, as CNI's bridge plugin is set up for Kubernetes: with br_netfilter, the answer of a pod that called itself leaves by the port where
+        // it came in.
         node.ip(&format!(
-            "link add veth{host} type veth peer name eth0 netns {}\nlink set veth{host} master cni0 up\n",
+            "link add veth{host} type veth peer name eth0 netns {}\nlink set veth{host} master cni0 up\n\
+             link set veth{host} type bridge_slave hairpin on\n",
             netns.name()
         ))?;
         netns.ip(&format!(
             "link set lo up\nlink set eth0 up\naddress add {v4}/24 dev eth0\naddress add {v6}/64 dev eth0 nodad\n\
              route add default via 10.244.{number}.1\nroute add default via fd00:244:0:{number}::1\n"
         ))?;
+        forwards(node, &format!("veth{host}"))?;
         Ok(Pod { netns, name: name.to_owned(), on, v4, v6 })
     }
 
@@ -326,11 +333,9 @@ impl World {
     }
 
     fn join_lan(&self, netns: &Netns, v4: Ipv4Addr, v6: Ipv6Addr) -> Result {
-        let [_, _, _, host] = v4.octets();
-        self.lan.ip(&format!(
-            "link add veth{host} type veth peer name eth0 netns {}\nlink set veth{host} master br0 up\n",
-            netns.name()
-        ))?;
+        let port = lan_port(v4);
+        self.lan
+            .ip(&format!("link add {port} type veth peer name eth0 netns {}\nlink set {port} master br0 up\n", netns.name()))?;
         netns.ip(&format!("link set lo up\nlink set eth0 up\naddress add {v4}/16 dev eth0\naddress add {v6}/64 dev eth0 nodad\n"))
     }
 
@@ -361,6 +366,21 @@ impl Drop for World {
         let _ = netns::ip(&batch);
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+/// The port of the lan's bridge behind which a host is.
+fn lan_port(address: Ipv4Addr) -> String {
+    let [.., host] = address.octets();
+    format!("veth{host}")
+}
+
+/// Waits until a bridge's port forwards: the kernel looks at carriers only once a second, and until then packets to the port are lost.
+fn forwards(netns: &Netns, port: &str) -> Result {
+    eventually(START, || {
+        let link = netns.link(port)?;
+        ensure!(link.contains("state forwarding"), "the port {port} of {} does not forward: {link}", netns.name());
+        Ok(())
+    })
 }
 
 fn serve(netns: &Netns, name: &str, port: u16) -> Result<Process> {
