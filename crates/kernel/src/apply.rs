@@ -1,0 +1,96 @@
+//! Carrying a plan out, stage by stage.
+
+use std::collections::BTreeSet;
+
+use model::{Family, VirtualServerKey};
+use plan::{Plan, Stage, Step};
+
+use crate::{Error, Kernel, Report};
+
+/// What failed so far, as far as later steps depend on it.
+#[derive(Default)]
+struct Setbacks {
+    /// Families whose sets or packet rules are not as they should be.
+    rules: BTreeSet<Family>,
+    /// Virtual servers that are not as they should be.
+    servers: BTreeSet<VirtualServerKey>,
+    /// It is not known what a socket that failed has done.
+    unknown: bool,
+}
+
+impl Kernel {
+    /// Carries `plan` out. A step that fails does not stop the others, with one exception: nothing is taken away, and no VIP is bound,
+    /// where that which was to be there before it is not.
+    pub fn apply(&mut self, plan: &Plan) -> Report {
+        let mut report = Report::default();
+        let mut setbacks = Setbacks::default();
+        let mut index = 0;
+        for (stage, steps) in plan.stages() {
+            let mut due = Vec::with_capacity(steps.len());
+            for step in steps {
+                if setbacks.forbid(stage, step) {
+                    report.leave(index);
+                } else {
+                    due.push((index, step));
+                }
+                index += 1;
+            }
+            let failed_before = report.failures.len();
+            self.apply_stage(stage, &due, &mut report);
+            for failure in report.failures.iter().skip(failed_before) {
+                setbacks.note(&failure.step, &failure.error);
+            }
+        }
+        report
+    }
+
+    fn apply_stage(&mut self, stage: Stage, steps: &[(usize, &Step)], report: &mut Report) {
+        match stage {
+            Stage::Sets | Stage::Members | Stage::RemoveMembers | Stage::DestroySets => self.ipset.apply(steps, report),
+            Stage::VirtualServers | Stage::RealServers | Stage::RemoveVirtualServers => self.ipvs.apply(steps, report),
+            Stage::Vips | Stage::UnbindVips => self.vips.apply(steps, report),
+            Stage::Rules | Stage::RemoveRules => {
+                for (index, step) in steps {
+                    let Step::ChangeRules(family, change) = step else { continue };
+                    if let Err(error) = self.flavour.apply(*family, change) {
+                        report.fail(*index, (*step).clone(), error);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Setbacks {
+    fn note(&mut self, step: &Step, error: &Error) {
+        match step {
+            Step::CreateSet { set, .. } | Step::GrowSet { set, .. } => self.rules.extend([set.family]),
+            Step::ChangeRules(family, _) => self.rules.extend([*family]),
+            _ => self.servers.extend(step.virtual_server()),
+        }
+        self.unknown |= error.errno().is_none();
+    }
+
+    /// Whether a step must not be taken after what failed.
+    fn forbid(&self, stage: Stage, step: &Step) -> bool {
+        match stage {
+            Stage::Sets | Stage::Rules | Stage::Members | Stage::VirtualServers => false,
+            // Traffic to it would go out with the wrong source address.
+            Stage::Vips => match step {
+                Step::BindVip { vip, .. } => self.rules.contains(&vip.family()),
+                _ => false,
+            },
+            // Those that were to take over may not be there.
+            Stage::RealServers => self.unknown || step.virtual_server().is_some_and(|key| self.servers.contains(&key)),
+            Stage::UnbindVips | Stage::RemoveVirtualServers | Stage::RemoveRules | Stage::RemoveMembers | Stage::DestroySets => {
+                self.unknown
+            }
+        }
+    }
+}
+
+/// The step with this place in the plan, among some of a plan's steps in order.
+pub(crate) fn step_at<'a>(steps: &[(usize, &'a Step)], index: usize) -> Option<&'a Step> {
+    let at = steps.binary_search_by_key(&index, |(at, _)| *at).ok()?;
+    steps.get(at).map(|(_, step)| *step)
+}

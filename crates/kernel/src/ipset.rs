@@ -1,0 +1,222 @@
+//! The ipsets.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::{Family, Member, Set, SetKind, SetState};
+use neli::consts::socket::NlFamily;
+use plan::Step;
+use wire::Batch;
+use wire::ipset::{AdtList, Ipset as Codec, ListScope, get_protocol, parse_protocol, parse_set, parse_type};
+
+use crate::socket::Socket;
+use crate::{Error, Report};
+
+/// A socket to the ipsets of this network namespace.
+pub(crate) struct Ipset {
+    codec: Codec,
+    socket: Socket,
+    /// The revision of each type to make sets with: the highest that this kernel and this program know.
+    revisions: BTreeMap<(SetKind, Family), u8>,
+}
+
+/// The highest revision of each type that the messages written here are valid for (net/netfilter/ipset/ip_set_hash_*.c). Later ones
+/// have only added what sets may be made with, so there is nothing to gain from them.
+const fn known_revision(kind: SetKind) -> u8 {
+    match kind {
+        SetKind::HashIp => 4,
+        SetKind::HashIpPort | SetKind::HashIpPortIp => 5,
+    }
+}
+
+/// The most buckets a set is made with; the kernel doubles them as needed, at a cost that no longer matters at this size.
+const MAX_BUCKETS: usize = 1 << 20;
+/// ipset's own default, and enough for a small cluster.
+const MIN_BUCKETS: usize = 1024;
+
+const EINVAL: i32 = 22;
+
+impl Ipset {
+    pub(crate) fn open() -> Result<Self, Error> {
+        let mut socket = Socket::for_requests(NlFamily::Netfilter, "ipset")?;
+        let missing = || {
+            Error::missing_feature(
+                "ipset",
+                "this kernel does not have it: load the module with `modprobe ip_set`, or install a kernel built with CONFIG_IP_SET",
+            )
+        };
+        let codec = match socket.ask("looking for ipset", get_protocol, |_, payload| parse_protocol(payload)) {
+            Ok(codec) => codec.ok_or_else(missing)?,
+            // What nfnetlink answers when it has no such subsystem.
+            Err(error) if error.errno() == Some(EINVAL) => return Err(missing()),
+            Err(error) => return Err(error),
+        };
+        Ok(Self { codec, socket, revisions: BTreeMap::new() })
+    }
+
+    /// Those of our sets that exist. One of our names with another layout is an error: it cannot be used, and is not ours to destroy.
+    pub(crate) fn observe(&mut self) -> Result<BTreeMap<Set, SetState>, Error> {
+        let mut sets = BTreeMap::new();
+        for set in Family::ALL.into_iter().flat_map(Set::of_family) {
+            if let Some(state) = self.observe_set(set)? {
+                sets.insert(set, state);
+            }
+        }
+        Ok(sets)
+    }
+
+    fn observe_set(&mut self, set: Set) -> Result<Option<SetState>, Error> {
+        #[derive(Default)]
+        struct Found {
+            state: SetState,
+            other_layout: Option<String>,
+        }
+        let codec = self.codec;
+        let found = self.socket.dump(
+            "listing a set",
+            |batch, seq| codec.list(batch, seq, set.name(), ListScope::Members),
+            |found: &mut Found, _, payload| {
+                let part = parse_set(payload)?;
+                if let Some(header) = part.header {
+                    if header.kind() != Some(set.kind()) || header.family != Some(set.family) {
+                        found.other_layout = Some(header.type_name.to_owned());
+                    }
+                    found.state.capacity = header.maxelem.unwrap_or_default();
+                }
+                for member in part.members() {
+                    // A member the model has no words for is not ours, and does no harm.
+                    found.state.members.extend(member?.known());
+                }
+                Ok(())
+            },
+        );
+        match found {
+            Ok(Found { other_layout: Some(layout), .. }) => Err(Error::missing_feature(
+                format!("the set {set}"),
+                format!("it exists with another layout ({layout}) than {}; destroy it, or what made it", set.kind().name()),
+            )),
+            Ok(found) => Ok(Some(found.state)),
+            Err(error) if error.is_gone() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Carries out those of `steps` that are about sets; each comes with its place in the plan.
+    pub(crate) fn apply(&mut self, steps: &[(usize, &Step)], report: &mut Report) {
+        for (index, step) in steps {
+            let done = match step {
+                Step::CreateSet { set, capacity, expected } => self.create(set.name(), *set, *capacity, *expected),
+                Step::GrowSet { set, capacity, members } => self.grow(*set, *capacity, members),
+                Step::AddMembers(set, members) => self.change_members(Change::Add, set.name(), set.kind(), members),
+                Step::RemoveMembers(set, members) => self.change_members(Change::Remove, set.name(), set.kind(), members),
+                Step::DestroySet(set) => self.destroy(set.name()),
+                _ => Ok(()),
+            };
+            if let Err(error) = done {
+                report.fail(*index, (*step).clone(), error);
+            }
+        }
+    }
+
+    fn create(&mut self, name: &str, set: Set, capacity: u32, expected: usize) -> Result<(), Error> {
+        let revision = self.revision(set)?;
+        // Twice as many buckets as members, so that nothing is rehashed while they are added.
+        let buckets = expected.saturating_mul(2).clamp(MIN_BUCKETS, MAX_BUCKETS).next_power_of_two();
+        let buckets = u32::try_from(buckets).unwrap_or(u32::MAX);
+        let codec = self.codec;
+        self.execute("creating", name, |batch, seq| {
+            codec.create(batch, seq, name, set.kind(), set.family, revision, buckets, capacity)
+        })
+    }
+
+    /// Makes a larger set under another name, fills it, and swaps the two: packet rules see either the one or the other.
+    fn grow(&mut self, set: Set, capacity: u32, members: &BTreeSet<Member>) -> Result<(), Error> {
+        // 31 bytes are the most a name may have, and the longest of ours has 24.
+        let temporary = format!("{}-TMP", set.name());
+        // What a process that was killed in the middle has left.
+        self.destroy(&temporary)?;
+        self.create(&temporary, set, capacity, members.len())?;
+        let codec = self.codec;
+        let filled = self
+            .change_members(Change::Add, &temporary, set.kind(), members)
+            .and_then(|()| self.execute("swapping", set.name(), |batch, seq| codec.swap(batch, seq, set.name(), &temporary)));
+        let destroyed = self.destroy(&temporary);
+        filled.and(destroyed)
+    }
+
+    fn destroy(&mut self, name: &str) -> Result<(), Error> {
+        let codec = self.codec;
+        match self.execute("destroying", name, |batch, seq| codec.destroy(batch, seq, name)) {
+            Err(error) if error.is_gone() => Ok(()),
+            done => done,
+        }
+    }
+
+    fn change_members(&mut self, change: Change, name: &str, kind: SetKind, members: &BTreeSet<Member>) -> Result<(), Error> {
+        let mut list = AdtList::new(kind);
+        for member in members {
+            if list.push(member).is_err() {
+                self.send_list(change, name, &list)?;
+                list.clear();
+                // An empty list takes any member.
+                let _ = list.push(member);
+            }
+        }
+        if list.is_empty() { Ok(()) } else { self.send_list(change, name, &list) }
+    }
+
+    fn send_list(&mut self, change: Change, name: &str, list: &AdtList) -> Result<(), Error> {
+        let codec = self.codec;
+        match change {
+            Change::Add => self.execute("adding to", name, |batch, seq| codec.add_list(batch, seq, name, list)),
+            Change::Remove => self.execute("removing from", name, |batch, seq| codec.del_list(batch, seq, name, list)),
+        }
+    }
+
+    fn execute(
+        &mut self,
+        verb: &str,
+        name: &str,
+        write: impl FnOnce(&mut Batch, u32) -> Result<(), wire::Malformed>,
+    ) -> Result<(), Error> {
+        let context = || format!("{verb} the set {name}");
+        let mut batch = Batch::default();
+        let seq = self.socket.next_seq();
+        write(&mut batch, seq).map_err(|error| Error::malformed(context(), error))?;
+        match self.socket.execute(&mut batch, seq..=seq)?.first() {
+            None => Ok(()),
+            Some(refusal) => Err(Error::refused_by_ipset(context(), refusal.errno)),
+        }
+    }
+
+    fn revision(&mut self, set: Set) -> Result<u8, Error> {
+        let key = (set.kind(), set.family);
+        if let Some(revision) = self.revisions.get(&key) {
+            return Ok(*revision);
+        }
+        let codec = self.codec;
+        let context = format!("looking for the set type {}", set.kind().name());
+        let range = self.socket.ask(
+            &context,
+            |batch, seq| codec.get_type(batch, seq, set.kind(), set.family),
+            |_, payload| parse_type(payload),
+        );
+        let (_, highest) = range?.ok_or_else(|| {
+            Error::missing_feature(
+                format!("the set type {}", set.kind().name()),
+                format!(
+                    "this kernel does not have it: load the module with `modprobe ip_set_{}`",
+                    set.kind().name().replace(':', "_").replace(',', "")
+                ),
+            )
+        })?;
+        let revision = highest.min(known_revision(set.kind()));
+        self.revisions.insert(key, revision);
+        Ok(revision)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Change {
+    Add,
+    Remove,
+}

@@ -1,0 +1,230 @@
+//! The IPVS table.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::{Command, Stdio};
+
+use model::{RealServer, RealServerCounters, RealServerKey, TrafficCounters, VirtualServer, VirtualServerConfig, VirtualServerKey};
+use neli::consts::socket::NlFamily;
+use plan::Step;
+use wire::genl;
+use wire::ipvs::{FAMILY, Ipvs as Codec, Service, parse_dest, parse_info, parse_service};
+
+use crate::apply::step_at;
+use crate::pipeline::{Outcome, Pipeline};
+use crate::socket::{Refusal, Socket};
+use crate::{Error, Report};
+
+/// The kernel's IPVS table with its counters, as `ipvsadm -Ln` lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// The version of IPVS, such as `1.2.1`.
+    pub version: String,
+    /// Buckets of the connection hash table.
+    pub connection_table_size: u32,
+    /// All virtual servers, whoever made them, ordered by key.
+    pub virtual_servers: Vec<Listing>,
+}
+
+/// One virtual server with its counters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// What makes it itself.
+    pub key: VirtualServerKey,
+    /// Its settings.
+    pub config: VirtualServerConfig,
+    /// What it has seen.
+    pub traffic: TrafficCounters,
+    /// Its real servers, ordered by key.
+    pub real_servers: Vec<(RealServerKey, RealServer, RealServerCounters)>,
+}
+
+/// Sockets to the IPVS of this network namespace.
+pub(crate) struct Ipvs {
+    codec: Codec,
+    socket: Socket,
+    /// For listing real servers, one virtual server at a time: the kernel sizes and clears its buffers by the largest read the socket has
+    /// ever asked for.
+    dests: Socket,
+}
+
+/// What a message to IPVS is for.
+#[derive(Clone, Copy)]
+struct Subject {
+    /// The step, by its place in the plan.
+    index: usize,
+    /// The part of a step that makes a virtual server with its real servers.
+    real: Option<RealServerKey>,
+}
+
+impl Ipvs {
+    /// Opens IPVS; loads its module when it is not there yet.
+    pub(crate) fn open() -> Result<Self, Error> {
+        let mut socket = Socket::for_requests(NlFamily::Generic, "IPVS")?;
+        let family = match find_family(&mut socket)? {
+            Some(family) => family,
+            None => {
+                load_module();
+                find_family(&mut socket)?.ok_or_else(|| {
+                    Error::missing_feature(
+                        "IPVS",
+                        "this kernel does not have it: load the module with `modprobe ip_vs`, or install a kernel built with CONFIG_IP_VS",
+                    )
+                })?
+            }
+        };
+        Ok(Self { codec: Codec::new(family), socket, dests: Socket::for_small_dumps(NlFamily::Generic, "IPVS")? })
+    }
+
+    /// All virtual servers with their real servers. Those that the model has no words for are left out; they are not ours.
+    pub(crate) fn observe(&mut self) -> Result<BTreeMap<VirtualServerKey, VirtualServer>, Error> {
+        let services = self.services()?;
+        let mut virtual_servers = BTreeMap::new();
+        for Service { key, config, .. } in services {
+            let dests = self.dests(&key)?;
+            let real_servers = dests.into_iter().map(|dest| (dest.key, dest.server)).collect();
+            virtual_servers.insert(key, VirtualServer { config, real_servers });
+        }
+        Ok(virtual_servers)
+    }
+
+    /// The whole table with its counters.
+    pub(crate) fn table(&mut self) -> Result<Table, Error> {
+        let codec = self.codec;
+        let info = self.socket.ask(
+            "reading the IPVS version",
+            |batch, seq| codec.get_info(batch, seq),
+            |_, payload| parse_info(payload),
+        )?;
+        let info = info.ok_or_else(|| Error::malformed("reading the IPVS version", "nothing"))?;
+        let (major, minor, patch) = info.version;
+        let mut virtual_servers = Vec::new();
+        for Service { key, config, traffic } in self.services()? {
+            let mut dests = self.dests(&key)?;
+            dests.sort_unstable_by_key(|dest| dest.key);
+            let real_servers = dests.into_iter().map(|dest| (dest.key, dest.server, dest.connections)).collect();
+            virtual_servers.push(Listing { key, config, traffic, real_servers });
+        }
+        virtual_servers.sort_unstable_by_key(|listing| listing.key);
+        Ok(Table {
+            version: format!("{major}.{minor}.{patch}"),
+            connection_table_size: info.connection_table_size,
+            virtual_servers,
+        })
+    }
+
+    fn services(&mut self) -> Result<Vec<Service>, Error> {
+        let codec = self.codec;
+        self.socket.dump(
+            "listing virtual servers",
+            |batch, seq| codec.get_services(batch, seq),
+            |services: &mut Vec<Service>, _, payload| {
+                services.extend(parse_service(payload)?.known());
+                Ok(())
+            },
+        )
+    }
+
+    fn dests(&mut self, service: &VirtualServerKey) -> Result<Vec<wire::ipvs::Dest>, Error> {
+        let codec = self.codec;
+        self.dests.dump(
+            "listing real servers",
+            |batch, seq| codec.get_dests(batch, seq, service),
+            |dests: &mut Vec<wire::ipvs::Dest>, _, payload| {
+                dests.extend(parse_dest(payload, service.family())?.known());
+                Ok(())
+            },
+        )
+    }
+
+    /// Carries out those of `steps` that are about virtual servers; each comes with its place in the plan.
+    pub(crate) fn apply(&mut self, steps: &[(usize, &Step)], report: &mut Report) {
+        let codec = self.codec;
+        let mut pipeline = Pipeline::new(&mut self.socket, refused);
+        for (index, step) in steps {
+            write_step(&mut pipeline, codec, *index, step);
+        }
+        let Outcome { failures, broken } = pipeline.finish();
+        let step_at = |index: usize| step_at(steps, index).cloned();
+        let mut refused_wholes = BTreeSet::new();
+        for (subject, error) in failures {
+            let Some(step) = step_at(subject.index) else { continue };
+            match (&step, subject.real) {
+                // Without its virtual server no real server can be made; saying so for each would bury the cause.
+                (_, Some(_)) if refused_wholes.contains(&subject.index) => {}
+                (Step::AddVirtualServer { key, server }, Some(real)) => {
+                    let server = server.real_servers.get(&real).copied().unwrap_or_default();
+                    report.fail_part(Step::AddRealServer { key: *key, real, server }, error);
+                }
+                // What was to be removed is gone: that is what was wanted.
+                (Step::RemoveRealServer { .. } | Step::RemoveVirtualServer(_), _) if error.is_gone() => {}
+                _ => {
+                    refused_wholes.insert(subject.index);
+                    report.fail(subject.index, step, error);
+                }
+            }
+        }
+        if let (Some(error), Some((index, step))) = (broken, steps.first()) {
+            report.fail(*index, (*step).clone(), error);
+        }
+    }
+}
+
+fn write_step(pipeline: &mut Pipeline<'_, Subject>, codec: Codec, index: usize, step: &Step) {
+    let whole = Subject { index, real: None };
+    match step {
+        Step::AddVirtualServer { key, server } => {
+            pipeline.push(whole, |batch, seq| codec.new_service(batch, seq, key, &server.config));
+            for (real, settings) in &server.real_servers {
+                let part = Subject { index, real: Some(*real) };
+                pipeline.push(part, |batch, seq| codec.new_dest(batch, seq, key, real, settings));
+            }
+        }
+        Step::SetVirtualServer { key, config } => pipeline.push(whole, |batch, seq| codec.set_service(batch, seq, key, config)),
+        Step::AddRealServer { key, real, server } => {
+            pipeline.push(whole, |batch, seq| codec.new_dest(batch, seq, key, real, server));
+        }
+        Step::SetRealServer { key, real, server } => {
+            pipeline.push(whole, |batch, seq| codec.set_dest(batch, seq, key, real, server));
+        }
+        Step::RemoveRealServer { key, real } => pipeline.push(whole, |batch, seq| codec.del_dest(batch, seq, key, real)),
+        Step::RemoveVirtualServer(key) => pipeline.push(whole, |batch, seq| codec.del_service(batch, seq, key)),
+        Step::CreateSet { .. }
+        | Step::GrowSet { .. }
+        | Step::ChangeRules(..)
+        | Step::AddMembers(..)
+        | Step::BindVip { .. }
+        | Step::RebindVip { .. }
+        | Step::UnbindVip(_)
+        | Step::RemoveMembers(..)
+        | Step::DestroySet(_) => {}
+    }
+}
+
+fn refused(refusal: &Refusal) -> Error {
+    Error::refused("IPVS", refusal.errno, refusal.text.as_deref())
+}
+
+fn find_family(socket: &mut Socket) -> Result<Option<u16>, Error> {
+    socket.ask("looking for IPVS", |batch, seq| genl::get_family(batch, seq, FAMILY), |_, payload| genl::parse_family(payload))
+}
+
+/// Asks for the module to be loaded. It may be built in, loaded by others, or not be there: only what the kernel answers afterwards counts.
+fn load_module() {
+    let modprobe = Command::new("modprobe").arg("ip_vs").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if let Err(error) = modprobe {
+        tracing::debug!(%error, "cannot run modprobe");
+    }
+}
+
+impl Listing {
+    /// A virtual server with default settings and without real servers or traffic, to build listings from.
+    #[must_use]
+    pub fn of(key: VirtualServerKey) -> Self {
+        Self {
+            key,
+            config: VirtualServerConfig::new(model::Scheduler::RR, key.family()),
+            traffic: TrafficCounters::default(),
+            real_servers: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! This crate turns a [`plan::Plan`] into the kernel's state, and the kernel's state into a [`model::State`].
+//!
+//! [`Kernel`] is the one thing that needs privileges: it owns the netlink sockets and runs the two iptables programs. Everything in it
+//! blocks, and none of it waits: netlink does its work inside the system call. `plan` says what to do, `wire` knows the bytes, and
+//! the agent around it decides when. A [`Monitor`] follows the node's addresses, and [`sysctl`] has the settings that IPVS needs.
+//!
+//! Three rules hold throughout. What could not be read is an error, never an empty result. What the kernel refuses is data in a
+//! [`Report`], and does not stop the rest. And what is removed is what a plan names, nothing else.
+//!
+//! ```no_run
+//! use kernel::{Kernel, supported_families};
+//! use plan::{Ownership, plan};
+//!
+//! let mut kernel = Kernel::open(&supported_families())?;
+//! let observed = kernel.observe()?;
+//! let nothing = plan(&observed, &observed, &Ownership::Node { excluded: &[] });
+//! assert!(kernel.apply(&nothing).failures.is_empty());
+//! # Ok::<(), kernel::Error>(())
+//! ```
+
+mod apply;
+mod error;
+mod ipset;
+mod ipvs;
+mod monitor;
+mod pipeline;
+mod preflight;
+mod report;
+mod rules;
+mod socket;
+pub mod sysctl;
+mod vips;
+
+use std::collections::BTreeSet;
+
+use model::{Family, State};
+
+pub use error::Error;
+pub use ipvs::{Listing, Table};
+pub use monitor::{Monitor, Notice};
+pub use preflight::supported_families;
+pub use report::{Failure, Report};
+pub use rules::Flavour;
+
+use ipset::Ipset;
+use ipvs::Ipvs;
+use vips::Vips;
+
+/// The kernel of this network namespace: its IPVS table, ipsets, VIPs and packet rules.
+pub struct Kernel {
+    families: BTreeSet<Family>,
+    flavour: Flavour,
+    ipvs: Ipvs,
+    ipset: Ipset,
+    vips: Vips,
+}
+
+impl Kernel {
+    /// Opens the kernel for `families`. Changes nothing, apart from having the IPVS module loaded.
+    ///
+    /// # Errors
+    /// When the process lacks `CAP_NET_ADMIN`, or the node lacks IPVS, ipset or iptables; the error says which, and the remedy.
+    pub fn open(families: &BTreeSet<Family>) -> Result<Self, Error> {
+        preflight::check_capability()?;
+        Ok(Self {
+            ipvs: Ipvs::open()?,
+            ipset: Ipset::open()?,
+            vips: Vips::open()?,
+            flavour: Flavour::detect()?,
+            families: families.clone(),
+        })
+    }
+
+    /// Which iptables the packet rules are in.
+    #[must_use]
+    pub const fn flavour(&self) -> Flavour {
+        self.flavour
+    }
+
+    /// Whether MASQUERADE takes `--random-fully` on this node.
+    ///
+    /// # Errors
+    /// When packet rules cannot be installed at all.
+    pub fn probe_random_fully(&self) -> Result<bool, Error> {
+        self.families.iter().try_fold(true, |all, family| Ok(all && self.flavour.probe_random_fully(*family)?))
+    }
+
+    /// Everything there is: packet rules, sets and VIPs that are ours, and all virtual servers.
+    ///
+    /// # Errors
+    /// When any of it cannot be read in full. Unknown is not absent: there is no partial observation.
+    pub fn observe(&mut self) -> Result<State, Error> {
+        let mut state = State {
+            sets: self.ipset.observe()?,
+            virtual_servers: self.ipvs.observe()?,
+            vips: self.vips.observe(&self.families)?,
+            ..State::default()
+        };
+        state.sets.retain(|set, _| self.families.contains(&set.family));
+        for family in &self.families {
+            let rules = self.flavour.observe(*family)?;
+            if rules != model::Rules::default() {
+                state.rules.insert(*family, rules);
+            }
+        }
+        Ok(state)
+    }
+}
+
+/// Reads the IPVS table with its counters, as `ipvsadm -Ln` does.
+///
+/// # Errors
+/// When the process lacks `CAP_NET_ADMIN`, or the kernel has no IPVS, or the table cannot be read in full.
+pub fn read_table() -> Result<Table, Error> {
+    preflight::check_capability()?;
+    Ipvs::open()?.table()
+}

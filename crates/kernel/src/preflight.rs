@@ -1,0 +1,51 @@
+//! What can be told before the first message is sent.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use model::Family;
+
+use crate::Error;
+
+/// `CAP_NET_ADMIN` (include/uapi/linux/capability.h).
+const CAP_NET_ADMIN: u32 = 12;
+
+/// Fails when the process may not change the network.
+pub(crate) fn check_capability() -> Result<(), Error> {
+    match fs::read_to_string("/proc/self/status").ok().as_deref().and_then(effective_capabilities) {
+        Some(effective) if effective >> CAP_NET_ADMIN & 1 == 0 => Err(Error::denied(
+            "CAP_NET_ADMIN",
+            "this process lacks the capability: run as root, or add NET_ADMIN to the container's capabilities",
+        )),
+        // Without /proc the kernel's own answers have to do.
+        _ => Ok(()),
+    }
+}
+
+fn effective_capabilities(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+/// The address families that this network namespace has: IPv4, and IPv6 unless the kernel was built or started without it, or it is
+/// switched off.
+#[must_use]
+pub fn supported_families() -> BTreeSet<Family> {
+    let disabled = fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").is_ok_and(|value| value.trim() == "1");
+    let ipv6 = Path::new("/proc/net/if_inet6").exists() && !disabled;
+    Family::ALL.into_iter().filter(|family| *family == Family::V4 || ipv6).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_read_from_the_status_file() {
+        let status = "Name:\tkube-ipvs\nCapPrm:\t0000000000000000\nCapEff:\t0000000000001000\nCapBnd:\t000001ffffffffff\n";
+        assert_eq!(effective_capabilities(status), Some(1 << CAP_NET_ADMIN));
+        assert_eq!(effective_capabilities("Name:\tkube-ipvs\n"), None);
+        assert_eq!(effective_capabilities("CapEff:\tlots\n"), None);
+    }
+}

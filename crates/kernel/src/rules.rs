@@ -1,0 +1,182 @@
+//! The packet rules: read with `iptables-save`, changed with one `iptables-restore --noflush` per family.
+//!
+//! The rules are a small constant number and never change with Services, so these two programs run at start, on repair and at clean-up,
+//! never on the change path. `iptables-restore` commits each table as one transaction.
+
+mod text;
+
+use std::io::{ErrorKind, Write};
+use std::process::{Command, Stdio};
+
+use model::{Family, Rules};
+use plan::RulesChange;
+
+use crate::Error;
+
+/// Which of the two incompatible kernels' interfaces the iptables programs talk to. Rules in one are invisible to the other, so all
+/// tools on a node had better use the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// nf_tables (`iptables-nft`).
+    Nft,
+    /// The original ip_tables (`iptables-legacy`).
+    Legacy,
+    /// Whichever `iptables` is, where the node has only that name.
+    Default,
+}
+
+/// Chains by which the kubelet marks the flavour it uses (KEP-3178: IPTablesOwnershipCleanup).
+const KUBELET_MARKS: [&str; 2] = [":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY "];
+
+/// Seconds to wait for the lock that iptables programs share.
+const LOCK_WAIT: &str = "5";
+
+impl Flavour {
+    /// The flavour to use on this node: the kubelet's if it has left its mark, else the one that has more rules, else the default.
+    ///
+    /// # Errors
+    /// When no iptables is installed.
+    pub fn detect() -> Result<Self, Error> {
+        let rules = |flavour: Self| flavour.save(Family::V4);
+        match (rules(Self::Nft), rules(Self::Legacy)) {
+            (Ok(nft), Ok(legacy)) => Ok(choose(&nft, &legacy)),
+            (Ok(_), Err(_)) => Ok(Self::Nft),
+            (Err(_), Ok(_)) => Ok(Self::Legacy),
+            (Err(_), Err(_)) => rules(Self::Default).map(|_| Self::Default),
+        }
+    }
+
+    const fn program(self, family: Family, verb: Verb) -> &'static str {
+        match (family, self, verb) {
+            (Family::V4, Self::Nft, Verb::Save) => "iptables-nft-save",
+            (Family::V4, Self::Nft, Verb::Restore) => "iptables-nft-restore",
+            (Family::V4, Self::Legacy, Verb::Save) => "iptables-legacy-save",
+            (Family::V4, Self::Legacy, Verb::Restore) => "iptables-legacy-restore",
+            (Family::V4, Self::Default, Verb::Save) => "iptables-save",
+            (Family::V4, Self::Default, Verb::Restore) => "iptables-restore",
+            (Family::V6, Self::Nft, Verb::Save) => "ip6tables-nft-save",
+            (Family::V6, Self::Nft, Verb::Restore) => "ip6tables-nft-restore",
+            (Family::V6, Self::Legacy, Verb::Save) => "ip6tables-legacy-save",
+            (Family::V6, Self::Legacy, Verb::Restore) => "ip6tables-legacy-restore",
+            (Family::V6, Self::Default, Verb::Save) => "ip6tables-save",
+            (Family::V6, Self::Default, Verb::Restore) => "ip6tables-restore",
+        }
+    }
+
+    /// All rules of one family, as `iptables-save` prints them. No `-t`: naming a table would make the legacy flavour create it.
+    fn save(self, family: Family) -> Result<String, Error> {
+        run(self.program(family, Verb::Save), &[], None)
+    }
+
+    /// Our rules, as the kernel has them.
+    ///
+    /// # Errors
+    /// When the program is not there or fails.
+    pub fn observe(self, family: Family) -> Result<Rules, Error> {
+        Ok(text::parse_saved(&self.save(family)?))
+    }
+
+    /// Carries `change` out. All of a table's changes take effect at once.
+    ///
+    /// # Errors
+    /// When the program is not there or refuses the rules, with what it said.
+    pub fn apply(self, family: Family, change: &RulesChange) -> Result<(), Error> {
+        let program = self.program(family, Verb::Restore);
+        run(program, &["--noflush", "-w", LOCK_WAIT], Some(&text::render_change(change))).map(|_| ())
+    }
+
+    /// Whether MASQUERADE takes `--random-fully` here: tried in a chain of its own that nothing jumps to, and that is gone afterwards.
+    ///
+    /// # Errors
+    /// When the programs cannot even make that chain, which means that no rule of ours could be installed.
+    pub fn probe_random_fully(self, family: Family) -> Result<bool, Error> {
+        const ADD: &str = "*nat\n:KUBE-IPVS-PROBE - [0:0]\n";
+        const REMOVE: &str = "*nat\n:KUBE-IPVS-PROBE - [0:0]\n-X KUBE-IPVS-PROBE\nCOMMIT\n";
+        let program = self.program(family, Verb::Restore);
+        let restore = |input: &str| run(program, &["--noflush", "-w", LOCK_WAIT], Some(input));
+        let supported = restore(&format!("{ADD}-A KUBE-IPVS-PROBE -j MASQUERADE --random-fully\nCOMMIT\n")).is_ok();
+        restore(REMOVE)?;
+        Ok(supported)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Verb {
+    Save,
+    Restore,
+}
+
+fn choose(nft: &str, legacy: &str) -> Flavour {
+    let marked = |rules: &str| rules.lines().any(|line| KUBELET_MARKS.iter().any(|mark| line.starts_with(mark)));
+    let count = |rules: &str| rules.lines().filter(|line| line.starts_with("-A ")).count();
+    match (marked(nft), marked(legacy)) {
+        (true, _) => Flavour::Nft,
+        (false, true) => Flavour::Legacy,
+        (false, false) => match count(nft).cmp(&count(legacy)) {
+            std::cmp::Ordering::Greater => Flavour::Nft,
+            std::cmp::Ordering::Less => Flavour::Legacy,
+            std::cmp::Ordering::Equal => Flavour::Default,
+        },
+    }
+}
+
+/// Runs `program` to its end and returns what it printed.
+fn run(program: &'static str, arguments: &[&str], input: Option<&str>) -> Result<String, Error> {
+    let failed = |error: std::io::Error| match error.kind() {
+        ErrorKind::NotFound => Error::missing_tool(program, "not found in PATH; install the iptables package"),
+        _ => Error::io(program, error),
+    };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+        // A program that stops reading has a reason, and says it on its standard error.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output().map_err(failed)?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    Err(Error::tool(program, format!("failed ({}): {said}", output.status)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EMPTY: &str = "*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n";
+    const RULE: &str = "*filter\n:INPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n";
+    const CANARY: &str = "*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n";
+
+    #[test]
+    fn j5_the_kubelets_flavour_wins_over_the_number_of_rules() {
+        assert_eq!(choose(CANARY, RULE), Flavour::Nft);
+        assert_eq!(choose(RULE, CANARY), Flavour::Legacy);
+    }
+
+    #[test]
+    fn j5_without_a_kubelet_the_flavour_in_use_is_taken() {
+        assert_eq!(choose(RULE, EMPTY), Flavour::Nft);
+        assert_eq!(choose(EMPTY, RULE), Flavour::Legacy);
+        assert_eq!(choose(EMPTY, EMPTY), Flavour::Default);
+    }
+
+    #[test]
+    fn a_missing_program_is_named_with_the_remedy() {
+        let error = run("iptables-of-no-node", &[], None).unwrap_err();
+        assert!(error.is_missing_tool());
+        assert_eq!(error.to_string(), "iptables-of-no-node: not found in PATH; install the iptables package");
+    }
+
+    #[test]
+    fn what_a_program_says_is_passed_on() {
+        let error = run("sh", &["-c", "echo 'line 3 failed' >&2; exit 2"], None).unwrap_err();
+        assert_eq!(error.to_string(), "sh: failed (exit status: 2): line 3 failed");
+    }
+}

@@ -1,0 +1,278 @@
+//! A netlink socket: batches and dumps, sent and answered without ever waiting.
+
+use std::io;
+use std::ops::RangeInclusive;
+
+use neli::consts::socket::{Msg, NlFamily};
+use neli::socket::NlSocket;
+use neli::utils::Groups;
+use wire::{Batch, Body, Malformed, Message, Messages};
+
+use crate::Error;
+
+/// The kernel's own limit on a part of a dump is 32 KiB; a socket that has asked for less gets less. So this is never too small.
+const DUMP_BUFFER: usize = 64 * 1024;
+
+/// How often a dump that changes interrupted is begun again before it counts as failed.
+const DUMP_ATTEMPTS: usize = 8;
+
+/// A netlink socket of one family.
+///
+/// The kernel handles a request inside `send`, and produces the next part of a dump inside `recv`. An answer is therefore there when it
+/// is asked for, or it will never be: the socket does not block, so no request can get stuck.
+pub(crate) struct Socket {
+    inner: NlSocket,
+    what: &'static str,
+    buffer: Vec<u8>,
+    seq: u32,
+}
+
+/// A message of a batch that the kernel did not carry out.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    /// Which message, counted from 0.
+    pub(crate) message: usize,
+    /// The positive error number.
+    pub(crate) errno: i32,
+    /// The kernel's explanation.
+    pub(crate) text: Option<String>,
+}
+
+impl Socket {
+    /// A socket of `family`, called `what` in errors. `buffer` is the size of its receive buffer, which is also the size of the parts
+    /// the kernel allocates for a dump: a small one makes many small dumps cheaper.
+    pub(crate) fn open(family: NlFamily, what: &'static str, buffer: usize) -> Result<Self, Error> {
+        Self::subscribed(family, what, buffer, Groups::empty())
+    }
+
+    /// The same, subscribed to multicast `groups`.
+    pub(crate) fn subscribed(family: NlFamily, what: &'static str, buffer: usize, groups: Groups) -> Result<Self, Error> {
+        let failed = |error: io::Error| Error::io(format!("opening the {what} netlink socket"), error);
+        let inner = NlSocket::connect(family, None, groups).map_err(failed)?;
+        inner.enable_ext_ack(true).map_err(failed)?;
+        Ok(Self { inner, what, buffer: vec![0; buffer], seq: 0 })
+    }
+
+    /// The same, for requests and dumps.
+    pub(crate) fn for_requests(family: NlFamily, what: &'static str) -> Result<Self, Error> {
+        let socket = Self::open(family, what, DUMP_BUFFER)?;
+        socket.do_not_wait()?;
+        Ok(socket)
+    }
+
+    /// The same, for many dumps of a few objects each.
+    pub(crate) fn for_small_dumps(family: NlFamily, what: &'static str) -> Result<Self, Error> {
+        // Two pages: the kernel cannot be asked for less than its smallest part (NLMSG_GOODSIZE).
+        let socket = Self::open(family, what, 8 * 1024)?;
+        socket.do_not_wait()?;
+        Ok(socket)
+    }
+
+    /// Have `receive` fail when there is nothing to receive.
+    pub(crate) fn do_not_wait(&self) -> Result<(), Error> {
+        self.inner.nonblock().map_err(|error| self.failed(error))
+    }
+
+    /// Have `receive` wait for something to receive: for notifications, which come when they come.
+    pub(crate) fn wait_for_answers(&self) -> Result<(), Error> {
+        self.inner.block().map_err(|error| self.failed(error))
+    }
+
+    /// Only for rtnetlink: have the kernel check dump requests strictly, which is what makes it filter dumps. Kernels before 4.20 cannot,
+    /// and then send everything.
+    pub(crate) fn check_strictly(&self) {
+        let _ = self.inner.enable_strict_checking(true);
+    }
+
+    /// The next sequence number.
+    pub(crate) fn next_seq(&mut self) -> u32 {
+        // 0 is what notifications carry.
+        self.seq = self.seq.checked_add(1).unwrap_or(1);
+        self.seq
+    }
+
+    /// Sends a batch whose messages carry `seqs` in order, and returns those that were refused. Clears the batch.
+    ///
+    /// # Errors
+    /// When the answers were lost or make no sense: then it is not known what was carried out.
+    pub(crate) fn execute(&mut self, batch: &mut Batch, seqs: RangeInclusive<u32>) -> Result<Vec<Refusal>, Error> {
+        batch.acknowledge_last();
+        let sent = self.inner.send(batch.as_bytes(), Msg::empty());
+        batch.clear();
+        sent.map_err(|error| self.failed(error))?;
+        let result = self.collect(&seqs);
+        if result.is_err() {
+            self.drain();
+        }
+        result
+    }
+
+    fn collect(&mut self, seqs: &RangeInclusive<u32>) -> Result<Vec<Refusal>, Error> {
+        let mut refusals = Vec::new();
+        let what = self.what;
+        loop {
+            for message in Messages::new(self.receive()?) {
+                let message = message.map_err(|error| Error::malformed(what, error))?;
+                if !seqs.contains(&message.seq) {
+                    continue;
+                }
+                let index = message.seq - seqs.start();
+                let answered = matches!(message.body, Body::Ack { .. } | Body::Error { .. });
+                match message.body {
+                    Body::Error { errno, text, .. } => {
+                        refusals.push(Refusal { message: index as usize, errno, text: text.map(Into::into) });
+                    }
+                    Body::Overrun => return Err(Error::interrupted(what)),
+                    Body::Ack { .. } | Body::Data(_) | Body::Done { .. } | Body::Noop => {}
+                }
+                if answered && message.seq == *seqs.end() {
+                    return Ok(refusals);
+                }
+            }
+        }
+    }
+
+    /// Sends one request, whose answer is data, and hands the data's payload to `read`. `None` when the object does not exist.
+    pub(crate) fn ask<T>(
+        &mut self,
+        context: &str,
+        write: impl FnOnce(&mut Batch, u32) -> Result<(), Malformed>,
+        read: impl Fn(&Message<'_>, &[u8]) -> Result<T, Malformed>,
+    ) -> Result<Option<T>, Error> {
+        let seq = self.next_seq();
+        let mut batch = Batch::default();
+        write(&mut batch, seq).map_err(|error| Error::malformed(context, error))?;
+        self.inner.send(batch.as_bytes(), Msg::empty()).map_err(|error| self.failed(error))?;
+        let result = self.answer(context, seq, read);
+        self.drain();
+        result
+    }
+
+    fn answer<T>(
+        &mut self,
+        context: &str,
+        seq: u32,
+        read: impl Fn(&Message<'_>, &[u8]) -> Result<T, Malformed>,
+    ) -> Result<Option<T>, Error> {
+        loop {
+            for message in Messages::new(self.receive()?) {
+                let message = message.map_err(|error| Error::malformed(context, error))?;
+                if message.seq != seq {
+                    continue;
+                }
+                match &message.body {
+                    Body::Data(payload) => {
+                        return read(&message, payload).map(Some).map_err(|error| Error::malformed(context, error));
+                    }
+                    Body::Error { errno, text, .. } => {
+                        let error = Error::refused(context, *errno, text.as_deref());
+                        return if error.is_gone() { Ok(None) } else { Err(error) };
+                    }
+                    Body::Ack { .. } | Body::Done { .. } => return Ok(None),
+                    Body::Noop | Body::Overrun => {}
+                }
+            }
+        }
+    }
+
+    /// Sends a dump request and hands every object's payload to `read`, which fills a fresh `T`. A dump that changes interrupted is
+    /// begun again, because a list with gaps is no observation.
+    ///
+    /// # Errors
+    /// When the kernel refuses, its answers were lost or make no sense, or changes never stop interrupting.
+    pub(crate) fn dump<T: Default>(
+        &mut self,
+        context: &str,
+        write: impl Fn(&mut Batch, u32) -> Result<(), Malformed>,
+        mut read: impl FnMut(&mut T, &Message<'_>, &[u8]) -> Result<(), Malformed>,
+    ) -> Result<T, Error> {
+        let mut batch = Batch::default();
+        for _ in 0..DUMP_ATTEMPTS {
+            let seq = self.next_seq();
+            batch.clear();
+            write(&mut batch, seq).map_err(|error| Error::malformed(context, error))?;
+            self.inner.send(batch.as_bytes(), Msg::empty()).map_err(|error| self.failed(error))?;
+            let mut objects = T::default();
+            match self.parts(context, seq, |message, payload| read(&mut objects, message, payload)) {
+                Ok(true) => return Ok(objects),
+                Ok(false) => {}
+                Err(error) => {
+                    // An unfinished dump would make the socket refuse the next one with EBUSY.
+                    self.drain();
+                    return Err(error);
+                }
+            }
+        }
+        Err(Error::interrupted(context))
+    }
+
+    /// Reads a dump to its end. Whether it is complete; `false` when changes interrupted it.
+    fn parts(
+        &mut self,
+        context: &str,
+        seq: u32,
+        mut read: impl FnMut(&Message<'_>, &[u8]) -> Result<(), Malformed>,
+    ) -> Result<bool, Error> {
+        let mut complete = true;
+        loop {
+            for message in Messages::new(self.receive()?) {
+                let message = message.map_err(|error| Error::malformed(context, error))?;
+                if message.seq != seq {
+                    continue;
+                }
+                complete &= !message.is_interrupted();
+                match &message.body {
+                    Body::Data(payload) => read(&message, payload).map_err(|error| Error::malformed(context, error))?,
+                    Body::Done { errno: 0, .. } => return Ok(complete),
+                    Body::Done { errno, text } | Body::Error { errno, text, .. } => {
+                        return Err(Error::refused(context, *errno, text.as_deref()));
+                    }
+                    Body::Overrun => return Err(Error::interrupted(context)),
+                    Body::Ack { .. } | Body::Noop => {}
+                }
+            }
+        }
+    }
+
+    /// What one `recv` returns. On a socket that does not wait, an answer that is not there is an error.
+    pub(crate) fn receive(&mut self) -> Result<&[u8], Error> {
+        let what = self.what;
+        self.receive_if_any()?.ok_or_else(|| Error::malformed(what, "a request was not answered"))
+    }
+
+    /// What one `recv` returns; `None` on a socket that does not wait when there is nothing.
+    pub(crate) fn receive_if_any(&mut self) -> Result<Option<&[u8]>, Error> {
+        let len = loop {
+            // With MSG_TRUNC the whole length is returned, even of what did not fit.
+            match self.inner.recv(self.buffer.as_mut_slice(), Msg::TRUNC) {
+                Ok((len, _)) => break len,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(self.failed(error)),
+            }
+        };
+        match self.buffer.get(..len) {
+            Some(received) => Ok(Some(received)),
+            None => Err(Error::malformed(
+                self.what,
+                format_args!("an answer of {len} bytes, for which {} are reserved", self.buffer.len()),
+            )),
+        }
+    }
+
+    /// Throws away what is left in the socket, so that the next request starts clean.
+    fn drain(&mut self) {
+        // Each round takes a message off the queue, or an error off the socket; only an empty queue ends it. The bound is the most
+        // messages a receive buffer of the default size has been seen to hold, and then some.
+        for _ in 0..4096 {
+            match self.inner.recv(self.buffer.as_mut_slice(), Msg::TRUNC) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                _ => {}
+            }
+        }
+    }
+
+    fn failed(&self, error: io::Error) -> Error {
+        Error::io(format!("the {} netlink socket", self.what), error)
+    }
+}

@@ -1,0 +1,202 @@
+//! The VIPs, and the device they are bound to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use model::{DEVICE, Family, Via, Vip};
+use neli::consts::socket::NlFamily;
+use plan::Step;
+use wire::rtnl::{self, Address, Link, LocalRoute, Route, RouteFilter};
+use wire::{Batch, Malformed};
+
+use crate::apply::step_at;
+use crate::pipeline::{Outcome, Pipeline};
+use crate::socket::{Refusal, Socket};
+use crate::{Error, Report};
+
+/// A socket to the links, addresses and routes of this network namespace.
+pub(crate) struct Vips {
+    socket: Socket,
+}
+
+const EOPNOTSUPP: i32 = 95;
+
+impl Vips {
+    pub(crate) fn open() -> Result<Self, Error> {
+        let socket = Socket::for_requests(NlFamily::Route, "route")?;
+        socket.check_strictly();
+        Ok(Self { socket })
+    }
+
+    /// The VIPs of these families that are bound to our device, and by which means.
+    pub(crate) fn observe(&mut self, families: &BTreeSet<Family>) -> Result<BTreeMap<Vip, Option<IpAddr>>, Error> {
+        let mut vips = BTreeMap::new();
+        let Some(device) = self.device()? else { return Ok(vips) };
+        for family in families {
+            let filter = RouteFilter { family: *family, protocol: Some(rtnl::PROTOCOL), link: Some(device.index) };
+            let routes = self.socket.dump(
+                "listing VIP routes",
+                |batch, seq| rtnl::get_routes(batch, seq, filter),
+                |routes: &mut Vec<LocalRoute>, _, payload| {
+                    // Kernels before 4.20 do not filter.
+                    routes.extend(rtnl::parse_route(payload)?.known().as_ref().and_then(Route::ours));
+                    Ok(())
+                },
+            )?;
+            vips.extend(
+                routes
+                    .iter()
+                    .filter(|route| route.link == device.index)
+                    .map(|route| (Vip::new(route.address, Via::Route), route.source)),
+            );
+        }
+        let of_ours =
+            |address: &Address| address.link == device.index && is_vip(address) && families.contains(&Family::of(address.address));
+        vips.extend(
+            self.addresses(Some(device.index))?
+                .iter()
+                .filter(|address| of_ours(address))
+                .map(|address| (Vip::new(address.address, Via::Address), None)),
+        );
+        Ok(vips)
+    }
+
+    /// The addresses of all interfaces, each with its interface's name.
+    pub(crate) fn interfaces(&mut self) -> Result<Vec<(String, IpAddr)>, Error> {
+        let names: BTreeMap<u32, String> = self.socket.dump(
+            "listing links",
+            rtnl::get_links,
+            |names: &mut BTreeMap<u32, String>, _, payload| {
+                let link = rtnl::parse_link(payload)?;
+                names.insert(link.index, link.name);
+                Ok(())
+            },
+        )?;
+        let addresses = self.addresses(None)?;
+        // An address whose link went in between has gone with it.
+        let named = |address: &Address| Some((names.get(&address.link)?.clone(), address.address));
+        Ok(addresses.iter().filter(|address| address.is_usable()).filter_map(named).collect())
+    }
+
+    fn addresses(&mut self, link: Option<u32>) -> Result<Vec<Address>, Error> {
+        self.socket.dump(
+            "listing addresses",
+            |batch, seq| rtnl::get_addresses(batch, seq, link),
+            |addresses: &mut Vec<Address>, _, payload| {
+                addresses.extend(rtnl::parse_address(payload)?.known());
+                Ok(())
+            },
+        )
+    }
+
+    /// Carries out those of `steps` that are about VIPs; each comes with its place in the plan.
+    pub(crate) fn apply(&mut self, steps: &[(usize, &Step)], report: &mut Report) {
+        let binds = steps.iter().any(|(_, step)| matches!(step, Step::BindVip { .. } | Step::RebindVip { .. }));
+        let device = match if binds { self.ensure_device().map(Some) } else { self.device() } {
+            Ok(Some(device)) => device,
+            // Without the device there is nothing to unbind.
+            Ok(None) => return,
+            Err(error) => {
+                // One cause, so one report; the other steps are as undone.
+                let mut error = Some(error);
+                for (index, step) in steps {
+                    match error.take() {
+                        Some(error) => report.fail(*index, (*step).clone(), error),
+                        None => report.leave(*index),
+                    }
+                }
+                return;
+            }
+        };
+        let mut pipeline = Pipeline::new(&mut self.socket, refused);
+        for (index, step) in steps {
+            match step {
+                Step::BindVip { vip, source } => pipeline.push(*index, |batch, seq| bind(batch, seq, device.index, *vip, *source)),
+                Step::RebindVip { vip, source } => {
+                    let route = LocalRoute { address: vip.address, link: device.index, source: *source };
+                    pipeline.push(*index, |batch, seq| rtnl::replace_local_route(batch, seq, &route));
+                }
+                Step::UnbindVip(vip) => pipeline.push(*index, |batch, seq| unbind(batch, seq, device.index, *vip)),
+                _ => {}
+            }
+        }
+        let Outcome { failures, broken } = pipeline.finish();
+        let step_at = |index: usize| step_at(steps, index).cloned();
+        for (index, error) in failures {
+            match step_at(index) {
+                // What was to be unbound is not bound: that is what was wanted.
+                Some(Step::UnbindVip(_)) if error.is_gone() => {}
+                Some(step) => report.fail(index, step, error),
+                None => {}
+            }
+        }
+        if let (Some(error), Some((index, step))) = (broken, steps.first()) {
+            report.fail(*index, (*step).clone(), error);
+        }
+    }
+
+    /// Our device, made if it is not there and set up if it is down: IPv6 routes need that.
+    fn ensure_device(&mut self) -> Result<Link, Error> {
+        if self.device()?.is_none() {
+            self.execute(|batch, seq| rtnl::new_dummy(batch, seq, DEVICE)).map_err(|error| match error.errno() {
+                Some(EOPNOTSUPP) => Error::missing_feature(
+                    format!("the device {DEVICE}"),
+                    "this kernel has no dummy devices: load the module with `modprobe dummy`, or install a kernel built with CONFIG_DUMMY",
+                ),
+                _ => error,
+            })?;
+        }
+        let device = self.device()?.ok_or_else(|| Error::interrupted(format!("the device {DEVICE}")))?;
+        if !device.is_up() {
+            self.execute(|batch, seq| rtnl::set_up(batch, seq, device.index))?;
+        }
+        Ok(device)
+    }
+
+    fn device(&mut self) -> Result<Option<Link>, Error> {
+        let link = self.socket.ask(
+            "looking for the VIP device",
+            |batch, seq| rtnl::get_link(batch, seq, DEVICE),
+            |_, payload| rtnl::parse_link(payload),
+        )?;
+        match link {
+            Some(link) if link.kind.as_deref() != Some("dummy") => Err(Error::missing_feature(
+                format!("the device {DEVICE}"),
+                "there is a device of that name that is no dummy device; rename or remove it",
+            )),
+            link => Ok(link),
+        }
+    }
+
+    fn execute(&mut self, write: impl FnOnce(&mut Batch, u32) -> Result<(), Malformed>) -> Result<(), Error> {
+        let mut batch = Batch::default();
+        let seq = self.socket.next_seq();
+        write(&mut batch, seq).map_err(|error| Error::malformed(DEVICE, error))?;
+        self.socket.execute(&mut batch, seq..=seq)?.first().map_or(Ok(()), |refusal| Err(refused(refusal)))
+    }
+}
+
+fn bind(batch: &mut Batch, seq: u32, device: u32, vip: Vip, source: Option<IpAddr>) -> Result<(), Malformed> {
+    match vip.via {
+        Via::Route => rtnl::add_local_route(batch, seq, &LocalRoute { address: vip.address, link: device, source }),
+        Via::Address => rtnl::new_address(batch, seq, device, vip.address),
+    }
+}
+
+fn unbind(batch: &mut Batch, seq: u32, device: u32, vip: Vip) -> Result<(), Malformed> {
+    match vip.via {
+        // Whatever its source is.
+        Via::Route => rtnl::del_local_route(batch, seq, &LocalRoute { address: vip.address, link: device, source: None }),
+        Via::Address => rtnl::del_address(batch, seq, device, vip.address),
+    }
+}
+
+/// The kernel gives a device that is up an IPv6 link-local address of its own.
+fn is_vip(address: &Address) -> bool {
+    let link_local = matches!(address.address, IpAddr::V6(address) if address.is_unicast_link_local());
+    !link_local && address.prefix == Family::of(address.address).bits()
+}
+
+fn refused(refusal: &Refusal) -> Error {
+    Error::refused("the kernel's routes", refusal.errno, refusal.text.as_deref())
+}
