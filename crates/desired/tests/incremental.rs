@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 /// Objects are few and collide on purpose: addresses and ports that several Services claim, endpoints that are in several slices.
-const SERVICES: usize = 4;
+const SERVICES: usize = 3;
 const SLICES: usize = 5;
 const CLUSTER_IPS: [&str; 3] = ["10.96.0.1", "10.96.0.2", "10.96.000.002"];
 const CLUSTER_IPS_V6: [&str; 2] = ["fd00:96::1", "fd00:96::2"];
@@ -160,21 +160,18 @@ impl Cluster {
     }
 
     fn list(&self, kind: Kind, index: &mut Index, shown: impl Fn(&usize) -> bool) {
+        let listed = |objects: &BTreeMap<usize, Value>| -> Vec<_> {
+            objects.iter().filter(|(id, _)| shown(id)).map(|(_, object)| object.clone()).collect()
+        };
         match kind {
-            Kind::Service => self
-                .services
-                .iter()
-                .filter(|(id, _)| shown(id))
-                .for_each(|(_, object)| index.apply_service(&parse(object)).unwrap()),
-            Kind::EndpointSlice => {
-                self.slices.iter().filter(|(id, _)| shown(id)).for_each(|(_, object)| index.apply_slice(&parse(object)).unwrap())
-            }
+            Kind::Service => listed(&self.services).iter().for_each(|object| index.apply_service(&parse(object)).unwrap()),
+            Kind::EndpointSlice => listed(&self.slices).iter().for_each(|object| index.apply_slice(&parse(object)).unwrap()),
             Kind::Node => self.node.iter().for_each(|object| index.apply_node(&parse(object))),
         }
     }
 
     /// The state of a node that sees all of this for the first time.
-    fn from_scratch(&self, via: Via) -> State {
+    fn seen_at_once(&self, via: Via) -> State {
         let mut follower = Follower::new(via);
         follower.index.set_interfaces(addresses(&self.interfaces));
         for kind in [Kind::Node, Kind::Service, Kind::EndpointSlice] {
@@ -186,7 +183,7 @@ impl Cluster {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 800, ..ProptestConfig::default() })]
 
     #[test]
     fn following_changes_ends_where_starting_over_does(
@@ -199,7 +196,7 @@ proptest! {
             let sync = matches!(op, Op::Sync);
             cluster.run(op, &mut follower);
             if sync {
-                let scratch = cluster.from_scratch(via);
+                let scratch = cluster.seen_at_once(via);
                 prop_assert_eq!(&follower.ledger.complete(), &scratch);
                 prop_assert_eq!(&follower.state, &scratch);
             }
@@ -227,7 +224,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..SERVICES).prop_map(Op::DeleteService),
         6 => (0..SLICES).prop_flat_map(|id| slice(id).prop_map(move |object| Op::ApplySlice(id, object))),
         2 => (0..SLICES).prop_map(Op::DeleteSlice),
-        2 => node().prop_map(Op::ApplyNode),
+        4 => node().prop_map(Op::ApplyNode),
         1 => Just(Op::DeleteNode),
         2 => interfaces().prop_map(Op::SetInterfaces),
         2 => (kind, any::<u8>(), any::<bool>()).prop_map(|(kind, hidden, interrupted)| Op::Relist { kind, hidden, interrupted }),
@@ -237,9 +234,9 @@ fn op() -> impl Strategy<Value = Op> {
 
 fn service(id: usize) -> impl Strategy<Value = Value> {
     let port = (
-        prop::sample::select(vec!["", "web", "dns"]),
-        prop::sample::select(vec!["TCP", "UDP", "SCTP", "ICMP"]),
-        prop::sample::select(vec![0, 53, 80]),
+        port_name(),
+        prop_oneof![9 => protocol(), 1 => Just("ICMP")],
+        prop_oneof![9 => prop::sample::select(vec![53, 80]), 1 => Just(0)],
         prop::sample::select(vec![0, 0, 30053, 30080]),
     )
         .prop_map(
@@ -250,7 +247,7 @@ fn service(id: usize) -> impl Strategy<Value = Value> {
         prop::option::of(prop::sample::select(CLUSTER_IPS_V6.to_vec())),
         prop::collection::vec(port, 0..3),
         prop::sample::select(vec!["None", "ClientIP"]),
-        prop::sample::select(vec!["Cluster", "Cluster", "Local"]),
+        prop::sample::select(vec!["Cluster", "Cluster", "Cluster", "Local"]),
         prop::sample::select(vec![None, Some("2026-01-01T00:00:00Z"), Some("2026-02-01T00:00:00Z")]),
     );
     shape.prop_map(move |(v4, v6, ports, affinity, internal, created)| {
@@ -273,32 +270,36 @@ fn service(id: usize) -> impl Strategy<Value = Value> {
 }
 
 fn slice(id: usize) -> impl Strategy<Value = Value> {
-    let endpoint = |address: &'static [&'static str]| {
+    // All endpoints of a slice have zone hints or none has, or hints would hardly ever be followed.
+    let endpoint = |address: &'static [&'static str], hinted: bool| {
         let condition = || prop::option::of(any::<bool>());
         (
             prop::sample::select(address),
             (condition(), condition(), condition()),
             prop::sample::select(vec!["node-1", "node-2"]),
-            prop::collection::vec(prop::sample::select(vec!["zone-a", "zone-b"]), 0..3),
-            prop::collection::vec(prop::sample::select(vec!["node-1", "node-2"]), 0..2),
+            prop::collection::vec(prop::sample::select(vec!["zone-a", "zone-b"]), 1..3),
+            prop::option::weighted(0.2, prop::sample::select(vec!["node-1", "node-2"])),
         )
-            .prop_map(|(address, (ready, serving, terminating), node, zones, nodes)| {
+            .prop_map(move |(address, (ready, serving, terminating), node, zones, nodes)| {
                 let named = |names: Vec<&str>| names.into_iter().map(|name| json!({"name": name})).collect::<Vec<_>>();
                 json!({
                     "addresses": [address],
                     "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
                     "nodeName": node,
-                    "hints": {"forZones": named(zones), "forNodes": named(nodes)},
+                    "hints": {"forZones": named(if hinted { zones } else { Vec::new() }), "forNodes": named(nodes.into_iter().collect())},
                 })
             })
     };
-    let family = prop_oneof![
-        3 => prop::collection::vec(endpoint(&["10.244.1.1", "10.244.1.2", "10.244.2.1", "nonsense"]), 0..4)
-            .prop_map(|endpoints| ("IPv4", endpoints)),
-        1 => prop::collection::vec(endpoint(&["fd00:244::1", "fd00:244::2"]), 0..3).prop_map(|endpoints| ("IPv6", endpoints)),
-        1 => Just(("FQDN", Vec::new())),
-    ];
-    let port = (prop::sample::select(vec!["", "web", "dns"]), prop::sample::select(vec!["TCP", "UDP", "SCTP"]), 8080..8082)
+    let family = any::<bool>().prop_flat_map(move |hinted| {
+        prop_oneof![
+            6 => prop::collection::vec(endpoint(&["10.244.1.1", "10.244.1.2", "10.244.2.1", "nonsense"], hinted), 0..4)
+                .prop_map(|endpoints| ("IPv4", endpoints)),
+            2 => prop::collection::vec(endpoint(&["fd00:244::1", "fd00:244::2"], hinted), 0..3)
+                .prop_map(|endpoints| ("IPv6", endpoints)),
+            1 => Just(("FQDN", Vec::new())),
+        ]
+    });
+    let port = (port_name(), protocol(), 8080..8082)
         .prop_map(|(name, protocol, port)| json!({"name": name, "protocol": protocol, "port": port}));
     (prop::option::weighted(0.9, 0..SERVICES), family, prop::collection::vec(port, 0..3)).prop_map(
         move |(service, (address_type, endpoints), ports)| {
@@ -307,6 +308,15 @@ fn slice(id: usize) -> impl Strategy<Value = Value> {
             json!({"metadata": metadata, "addressType": address_type, "endpoints": endpoints, "ports": ports})
         },
     )
+}
+
+/// Skewed, so that the ports of Services and slices often match.
+fn port_name() -> impl Strategy<Value = &'static str> {
+    prop_oneof![5 => Just("web"), 1 => Just("dns"), 1 => Just("")]
+}
+
+fn protocol() -> impl Strategy<Value = &'static str> {
+    prop_oneof![5 => Just("TCP"), 1 => Just("UDP"), 1 => Just("SCTP")]
 }
 
 fn node() -> impl Strategy<Value = Value> {
