@@ -12,11 +12,11 @@ mount -t tmpfs tmpfs /tmp
 mkdir -p /run/netns /run/lock
 ln -s /proc/self/fd /dev/fd
 ip link set lo up
-# Bridged traffic goes through the packet filter only with br_netfilter, as on a Kubernetes node; the kernel never loads it on demand. The other
-# modules it would load, at the first use: the slowest moment for tests with deadlines.
-for module in br_netfilter ip_vs ip_vs_rr nf_conntrack_netlink xt_set sctp veth 'dummy numdummies=0'; do
-  modprobe -q $module || echo "guest: no module $module"
-done
+# The kernel would load most modules at their first use, but two tests that use one for the first time at once make it fail for the second (busybox'
+# modprobe does not wait for a module that another one is loading). br_netfilter it never loads by itself; nodes of Kubernetes have it.
+netfilter=$(sed -n 's|^kernel/.*netfilter/\(.*/\)\{0,1\}\([^/]*\)\.ko:.*|\2|p' /lib/modules/*/modules.dep)
+modprobe -aq $netfilter br_netfilter sctp veth || echo "guest: some modules were not loaded"
+modprobe -q dummy numdummies=0 || echo "guest: no module dummy"
 cd /root
 if [ -e /interactive ]; then
   stty sane

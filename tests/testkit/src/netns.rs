@@ -12,6 +12,9 @@ use anyhow::{Context as _, bail};
 
 use crate::{Calls, Process, Protocol, Reply, Result};
 
+/// Longer than the kernel waits before it sends a lost first packet again (TCP 1 s, SCTP 3 s): a guest that is emulated on a busy machine drops some.
+const PATIENCE_MS: &str = "5000";
+
 /// A host or a pod: a network namespace, with a `/run` of its own.
 ///
 /// IPVS, ipset, iptables, conntrack and sysctls below `net` are the namespace's own, and so are abstract and TCP sockets; the file system is shared but
@@ -108,10 +111,10 @@ impl Netns {
     /// When the calls cannot be made at all. That a call fails is data: see [`Reply`].
     pub fn call(&self, protocol: Protocol, target: &str, count: usize) -> Result<Vec<Reply>> {
         let count = count.to_string();
-        self.call_with(protocol, target, &["--count", &count])
+        self.call_with(protocol, target, &["--count", &count, "--timeout-ms", PATIENCE_MS])
     }
 
-    /// As [`Netns::call`], with further options of `probe call`.
+    /// As [`Netns::call`], with the options of `probe call`, whose patience is one second.
     ///
     /// # Errors
     /// As [`Netns::call`].
