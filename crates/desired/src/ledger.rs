@@ -1,6 +1,7 @@
 //! All fragments together: who has what, and what is wanted once or many times.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use model::{Family, Member, Scope, Set, SetState, State, Via, Vip, VirtualServerKey};
@@ -35,6 +36,16 @@ pub struct Owner<'a> {
     pub service: &'a ServiceName,
     /// The name of its port; empty where the port has none.
     pub port: &'a str,
+}
+
+impl fmt::Display for Owner<'_> {
+    /// `namespace/name:port`, or `namespace/name` where the port has no name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            "" => self.service.fmt(f),
+            port => write!(f, "{}:{port}", self.service),
+        }
+    }
 }
 
 /// Two or more Services that claim one address, port and protocol.
@@ -178,6 +189,17 @@ impl Ledger {
             virtual_servers: self.claims.keys().filter_map(|key| Some((*key, self.virtual_server(key)?))).collect(),
             vips: self.vips.keys().map(|vip| (Vip::new(*vip, self.via), self.source(*vip))).collect(),
         }
+    }
+
+    /// All members that `set` is to have.
+    pub fn members(&self, set: Set) -> impl Iterator<Item = Member> {
+        // The least of all members: layouts are ordered as they are declared, and addresses by family first.
+        let first = Member::Ip(std::net::Ipv4Addr::UNSPECIFIED.into());
+        self.members
+            .range((set, first)..)
+            .map(|((of, member), _)| (*of, *member))
+            .take_while(move |(of, _)| *of == set)
+            .map(|(_, member)| member)
     }
 
     /// Who is behind the virtual server `key`.

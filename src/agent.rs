@@ -1,0 +1,191 @@
+//! The asynchronous heart of the agent: what the sources tell goes into the index, and what that changes goes to the reconciler.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use desired::{Config, Index, InterfaceAddress, Priority, Problem, RuleOptions, ServiceName, rules};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::mailbox::{Mailbox, NodeSettings};
+use crate::metrics::Metrics;
+use crate::source::{Event, Kind, Object};
+
+/// Follows the sources until told to stop.
+pub(crate) struct Agent {
+    index: Index,
+    options: RuleOptions,
+    mailbox: Mailbox,
+    metrics: Metrics,
+    /// The kinds that have been listed completely. Nothing is sent to the reconciler before all have been.
+    listed: BTreeSet<Kind>,
+    /// What was last said of the node.
+    node: Option<NodeSettings>,
+    /// Whether the reconciler has been told that it knows everything.
+    complete: bool,
+    problems: BTreeMap<ServiceName, Vec<Problem>>,
+    node_problems: Vec<Problem>,
+    /// How often a source was in trouble.
+    troubles: usize,
+}
+
+impl Agent {
+    pub(crate) fn new(config: Config, options: RuleOptions, mailbox: Mailbox, metrics: Metrics) -> Self {
+        for kind in Kind::ALL {
+            metrics.source_synced.with_label_values(&[kind.resource()]).set(0);
+        }
+        Self {
+            index: Index::new(config),
+            options,
+            mailbox,
+            metrics,
+            listed: BTreeSet::new(),
+            node: None,
+            complete: false,
+            problems: BTreeMap::new(),
+            node_problems: Vec::new(),
+            troubles: 0,
+        }
+    }
+
+    /// Whether anything could not be read, or served as it is written.
+    pub(crate) fn has_complaints(&self) -> bool {
+        self.troubles > 0 || !self.problems.is_empty() || !self.node_problems.is_empty()
+    }
+
+    /// Follows `events` and `addresses`; returns when the source has ended.
+    pub(crate) async fn follow(
+        &mut self,
+        events: &mut mpsc::Receiver<Event>,
+        addresses: &mut watch::Receiver<Vec<InterfaceAddress>>,
+    ) {
+        self.index.set_interfaces(addresses.borrow_and_update().clone());
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.take(event),
+                    None => return,
+                },
+                changed = addresses.changed() => {
+                    if changed.is_err() {
+                        // The thread that follows addresses is gone, and with it the way to notice the next change.
+                        warn!("this node's addresses are no longer followed; restart to pick up changes");
+                        return;
+                    }
+                    self.index.set_interfaces(addresses.borrow_and_update().clone());
+                }
+            }
+            // What else has come by now makes one letter with it.
+            while let Ok(event) = events.try_recv() {
+                self.take(event);
+            }
+            self.send();
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Listing(kind) => self.index.begin_listing(index_kind(kind)),
+            Event::Listed(kind) => {
+                self.index.end_listing(index_kind(kind));
+                self.metrics.source_synced.with_label_values(&[kind.resource()]).set(1);
+                if self.listed.insert(kind) {
+                    info!(kind = kind.resource(), "listed");
+                }
+            }
+            Event::Applied(object) => {
+                let applied = match &object {
+                    Object::Service(service) => self.index.apply_service(service),
+                    Object::EndpointSlice(slice) => self.index.apply_slice(slice),
+                    Object::Node(node) => {
+                        self.index.apply_node(node);
+                        Ok(())
+                    }
+                };
+                if let Err(problem) = applied {
+                    warn!(%problem, "an object is left out");
+                }
+            }
+            Event::Deleted(object) => match &object {
+                Object::Service(service) => self.index.delete_service(&service.metadata),
+                Object::EndpointSlice(slice) => self.index.delete_slice(&slice.metadata),
+                Object::Node(node) => self.index.delete_node(&node.metadata),
+            },
+            Event::Trouble { kind, message } => {
+                let resource = kind.map_or("all", Kind::resource);
+                warn!(kind = resource, "{message}");
+                self.metrics.trouble.with_label_values(&[resource]).inc();
+                self.troubles += 1;
+            }
+        }
+    }
+
+    /// Tells the reconciler what has changed, once everything has been listed.
+    fn send(&mut self) {
+        if !Kind::ALL.iter().all(|kind| self.listed.contains(kind)) {
+            return;
+        }
+        let node = self.node_settings();
+        let node_changed = self.node.as_ref() != Some(&node);
+        let dirty = self.index.take_dirty();
+        if dirty.is_empty() && !node_changed && self.complete {
+            return;
+        }
+        let fragments: Vec<_> = dirty.into_iter().map(|name| (self.index.fragment(&name), name)).collect();
+        for (fragment, name) in &fragments {
+            self.note_problems(name, fragment.as_ref().map_or(&[], |fragment| fragment.problems()));
+        }
+        let (urgent, rest): (Vec<_>, Vec<_>) =
+            fragments.into_iter().partition(|(_, name)| self.index.priority(name) != Priority::Rest);
+        self.mailbox.post(|letter| {
+            letter.urgent.extend(urgent.into_iter().map(|(fragment, name)| (name, fragment)));
+            letter.services.extend(rest.into_iter().map(|(fragment, name)| (name, fragment)));
+            if node_changed {
+                letter.node = Some(node.clone());
+            }
+            letter.complete = true;
+        });
+        self.node = Some(node);
+        self.complete = true;
+    }
+
+    fn node_settings(&mut self) -> NodeSettings {
+        let (config, facts) = (self.index.config(), self.index.facts());
+        let settings = NodeSettings {
+            rules: config.families.iter().map(|family| (*family, rules(*family, config, facts, self.options))).collect(),
+            sources: config.families.iter().filter_map(|family| Some((*family, facts.source(*family)?))).collect(),
+        };
+        if self.node.is_none() {
+            for family in config.families.iter().filter(|family| !settings.sources.contains_key(family)) {
+                warn!(%family, "no address of the Node object is on an interface of this node; it serves no node ports on its primary address");
+            }
+        }
+        let problems = self.index.node_problems();
+        if problems != self.node_problems {
+            problems.iter().for_each(|problem| warn!(%problem, "the Node cannot be taken as it is"));
+            self.node_problems = problems.to_vec();
+        }
+        settings
+    }
+
+    fn note_problems(&mut self, name: &ServiceName, problems: &[Problem]) {
+        let known = self.problems.get(name).map_or(&[][..], Vec::as_slice);
+        for problem in problems.iter().filter(|problem| !known.contains(problem)) {
+            warn!(service = %name, %problem, "an object cannot be served as it is");
+        }
+        if problems.is_empty() {
+            self.problems.remove(name);
+        } else {
+            self.problems.insert(name.clone(), problems.to_vec());
+        }
+        let count = self.problems.values().map(Vec::len).sum::<usize>();
+        self.metrics.problems.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+}
+
+const fn index_kind(kind: Kind) -> desired::Kind {
+    match kind {
+        Kind::Service => desired::Kind::Service,
+        Kind::EndpointSlice => desired::Kind::EndpointSlice,
+        Kind::Node => desired::Kind::Node,
+    }
+}

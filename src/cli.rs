@@ -1,0 +1,280 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnetwork::IpNetwork;
+use model::Scheduler;
+
+use crate::exit::Exit;
+
+/// Programs the Linux IPVS load balancer from Kubernetes Services.
+#[derive(Debug, Parser)]
+#[command(name = "kube-ipvs", version, about, after_help = Exit::HELP)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Keep this node's IPVS table as the Services say, until stopped
+    Run(Box<Run>),
+    /// Print the kernel's IPVS table, with the Service behind each virtual server
+    Status(Status),
+}
+
+/// Where everything is found that both commands need to agree on.
+pub(crate) const CONTROL_SOCKET: &str = "/run/kube-ipvs/kube-ipvs.sock";
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  kube-ipvs run                                    # in a pod, with its service account
+  kube-ipvs run --kubeconfig /etc/kube-ipvs/kubeconfig --cluster-cidr 10.244.0.0/16
+  kube-ipvs run --manifests ./services --node-name node-1 --once")]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) source: Source,
+
+    /// This node's name in the cluster; the host name, in lower case, unless given
+    #[arg(long, env = "NODE_NAME", alias = "hostname-override", value_name = "NAME")]
+    pub(crate) node_name: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) proxy: Proxy,
+
+    /// Synchronise once and exit; with 5 if an object was refused or could not be read
+    #[arg(long)]
+    pub(crate) once: bool,
+
+    /// How often to compare everything the kernel holds with what is desired, and repair it
+    #[arg(long, alias = "ipvs-sync-period", default_value = "30s", value_name = "DURATION", value_parser = duration)]
+    pub(crate) audit_period: Duration,
+
+    /// Where to serve /healthz and /livez; empty for nowhere
+    #[arg(long, default_value = "0.0.0.0:10256", value_name = "IP:PORT", value_parser = Bind::parse)]
+    pub(crate) healthz_bind_address: Bind,
+
+    /// Where to serve /metrics; empty for nowhere
+    #[arg(long, default_value = "127.0.0.1:10249", value_name = "IP:PORT", value_parser = Bind::parse)]
+    pub(crate) metrics_bind_address: Bind,
+
+    /// The socket on which `kube-ipvs status` asks for Service names; empty for none
+    #[arg(long, default_value = CONTROL_SOCKET, value_name = "PATH")]
+    pub(crate) control_socket: PathBuf,
+
+    /// How log lines look
+    #[arg(long, default_value = "text", value_name = "FORMAT")]
+    pub(crate) log_format: LogFormat,
+
+    /// What to log: error, warn, info, debug, trace, or directives as in `kube_ipvs=debug,kube=info`
+    #[arg(long, default_value = "info", value_name = "FILTER")]
+    pub(crate) log_level: String,
+}
+
+/// Where Services, EndpointSlices and Nodes come from. Without either flag: the API server of the cluster this pod runs in.
+#[derive(Args, Debug)]
+#[group(multiple = false)]
+pub(crate) struct Source {
+    /// The kubeconfig file that leads to the API server
+    #[arg(long, value_name = "PATH")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+
+    /// A YAML or JSON file, or a directory of them, to take objects from instead of an API server; followed as files change
+    #[arg(long, value_name = "PATH")]
+    pub(crate) manifests: Option<PathBuf>,
+}
+
+/// How Services are proxied.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Proxying")]
+pub(crate) struct Proxy {
+    /// The scheduler of every virtual server, as ipvsadm -s takes it
+    #[arg(long, alias = "ipvs-scheduler", default_value = "rr", value_name = "NAME")]
+    pub(crate) scheduler: Scheduler,
+
+    /// How VIPs are made local to the node
+    #[arg(long, default_value = "route", value_name = "HOW")]
+    pub(crate) vip_binding: VipBinding,
+
+    /// The node addresses that node ports are served on: `primary` (the Node's own), `all`, or networks
+    #[arg(long, default_value = "primary", value_delimiter = ',', value_name = "primary|all|CIDR,…", value_parser = NodePortAddress::parse)]
+    pub(crate) nodeport_addresses: Vec<NodePortAddress>,
+
+    /// Networks in which no virtual server is ever removed, whoever made it
+    #[arg(long, alias = "ipvs-exclude-cidrs", value_delimiter = ',', value_name = "CIDR,…")]
+    pub(crate) exclude_cidrs: Vec<IpNetwork>,
+
+    /// The pod networks of the whole cluster; callers from elsewhere are masqueraded (with --detect-local-mode ClusterCIDR)
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,…")]
+    pub(crate) cluster_cidr: Vec<IpNetwork>,
+
+    /// How callers that are pods of this cluster are told from others
+    #[arg(long, default_value = "ClusterCIDR", value_name = "MODE")]
+    pub(crate) detect_local_mode: DetectLocalMode,
+
+    /// The bridge that pods are on (with --detect-local-mode BridgeInterface)
+    #[arg(long, alias = "pod-bridge-interface", value_name = "NAME", required_if_eq("detect_local_mode", "BridgeInterface"))]
+    pub(crate) bridge_interface: Option<String>,
+
+    /// What the names of pods' interfaces begin with (with --detect-local-mode InterfaceNamePrefix)
+    #[arg(
+        long,
+        alias = "pod-interface-name-prefix",
+        value_name = "PREFIX",
+        required_if_eq("detect_local_mode", "InterfaceNamePrefix")
+    )]
+    pub(crate) interface_name_prefix: Option<String>,
+
+    /// Masquerade every caller of a ClusterIP
+    #[arg(long)]
+    pub(crate) masquerade_all: bool,
+
+    /// Which bit of the packet mark says "masquerade"
+    #[arg(long, alias = "iptables-masquerade-bit", default_value_t = 14, value_name = "0-31", value_parser = clap::value_parser!(u8).range(0..=31))]
+    pub(crate) masquerade_bit: u8,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum VipBinding {
+    /// A local host route each on kube-ipvs0: nothing on the node takes a VIP for an address of its own
+    Route,
+    /// An address each on kube-ipvs0, as kube-proxy does
+    Address,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum DetectLocalMode {
+    #[value(name = "ClusterCIDR")]
+    ClusterCidr,
+    #[value(name = "NodeCIDR")]
+    NodeCidr,
+    #[value(name = "BridgeInterface")]
+    BridgeInterface,
+    #[value(name = "InterfaceNamePrefix")]
+    InterfaceNamePrefix,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// One readable line an event
+    Text,
+    /// One JSON object an event
+    Json,
+}
+
+/// One value of `--nodeport-addresses`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NodePortAddress {
+    Primary,
+    All,
+    Network(IpNetwork),
+}
+
+impl NodePortAddress {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "primary" => Ok(Self::Primary),
+            "all" => Ok(Self::All),
+            _ => text.parse().map(Self::Network).map_err(|_| "expected primary, all, or a network such as 192.0.2.0/24".to_owned()),
+        }
+    }
+}
+
+/// An address to listen on, or nowhere.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bind(pub(crate) Option<SocketAddr>);
+
+impl Bind {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        text.parse()
+            .map(|address| Self(Some(address)))
+            .map_err(|_| "expected IP:PORT such as 127.0.0.1:10249 or [::]:10256".to_owned())
+    }
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  kube-ipvs status
+  kube-ipvs status -o json | jq '.virtualServers[].service'")]
+pub(crate) struct Status {
+    /// How to print the table
+    #[arg(short, long, default_value = "text", value_name = "FORMAT")]
+    pub(crate) output: Output,
+
+    /// The running agent's socket, which knows the Services' names
+    #[arg(long, default_value = CONTROL_SOCKET, value_name = "PATH")]
+    pub(crate) control_socket: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Output {
+    /// The columns of ipvsadm -Ln
+    Text,
+    /// One JSON document
+    Json,
+}
+
+/// Reads a duration as Go and kubectl write it: `30s`, `1m30s`, `500ms`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let invalid = || "expected a duration above zero such as 30s, 500ms or 1m30s".to_owned();
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(invalid)?;
+        let (number, after) = rest.split_at(digits);
+        let unit_end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit_end);
+        let number: u64 = number.parse().map_err(|_| invalid())?;
+        let milliseconds = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(invalid()),
+        };
+        total = number.checked_mul(milliseconds).and_then(|ms| total.checked_add(Duration::from_millis(ms))).ok_or_else(invalid)?;
+        rest = after;
+    }
+    if total.is_zero() { Err(invalid()) } else { Ok(total) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_read_as_kubectl_writes_them() {
+        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        for wrong in ["", "30", "s", "-1s", "0s", "1y", "99999999999999999999h", "18446744073709551615h"] {
+            assert!(duration(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn an_invalid_value_names_the_flag_and_what_is_allowed() {
+        let wrong = |arguments: &[&str]| Cli::try_parse_from(["kube-ipvs", "run"].iter().chain(arguments)).unwrap_err().to_string();
+        let message = wrong(&["--vip-binding", "magic"]);
+        assert!(message.contains("--vip-binding") && message.contains("route, address"), "{message}");
+        let message = wrong(&["--nodeport-addresses", "eth0/8"]);
+        assert!(message.contains("--nodeport-addresses") && message.contains("primary, all, or a network"), "{message}");
+        let message = wrong(&["--scheduler", "much too long a name"]);
+        assert!(message.contains("--scheduler") && message.contains("rr, wlc or mh"), "{message}");
+        let message = wrong(&["--detect-local-mode", "BridgeInterface"]);
+        assert!(message.contains("--bridge-interface"), "{message}");
+        let message = wrong(&["--manifests", "a", "--kubeconfig", "b"]);
+        assert!(message.contains("cannot be used with"), "{message}");
+    }
+}

@@ -1,0 +1,76 @@
+//! How the process ends. The codes are part of the interface: scripts and probes tell causes apart by them.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// Why the process ends without having done what it was asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Something failed that none of the other codes names.
+    Failure = 1,
+    /// A flag, file or kubeconfig says something that cannot be. clap's own usage errors end with this code too.
+    Usage = 2,
+    /// The kernel or the node lacks something: IPVS, ipset, iptables.
+    MissingFeature = 3,
+    /// The process lacks a capability.
+    Denied = 4,
+    /// `run --once` left objects out that the kernel or the packet rules refused, or that could not be read.
+    Incomplete = 5,
+}
+
+impl Exit {
+    /// The text that `--help` shows.
+    pub(crate) const HELP: &str = "\
+Exit codes:
+  0  done, or stopped by SIGTERM or SIGINT (what the kernel holds keeps serving)
+  1  failed
+  2  a flag, file or kubeconfig is invalid
+  3  the node lacks IPVS, ipset or iptables
+  4  a capability is missing (CAP_NET_ADMIN)
+  5  run --once: some objects were refused or could not be read";
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// An error that knows the exit code it deserves. It rides along an [`anyhow::Error`] as context.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    pub(crate) exit: Exit,
+    sentence: String,
+}
+
+impl Ending {
+    /// An error that says `sentence` and ends the process with `exit`.
+    pub(crate) fn error(exit: Exit, sentence: impl Into<String>) -> anyhow::Error {
+        anyhow::Error::new(Self { exit, sentence: sentence.into() })
+    }
+
+    /// The exit code that `error` asks for.
+    pub(crate) fn code_of(error: &anyhow::Error) -> Exit {
+        error.downcast_ref::<Self>().map_or(Exit::Failure, |ending| ending.exit)
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.sentence)
+    }
+}
+
+impl std::error::Error for Ending {}
+
+/// What the kernel would not do, as the end of the process.
+pub(crate) fn kernel_ending(error: &kernel::Error) -> anyhow::Error {
+    let exit = if error.is_denied() {
+        Exit::Denied
+    } else if error.is_missing_module() || error.is_missing_tool() {
+        Exit::MissingFeature
+    } else {
+        Exit::Failure
+    };
+    Ending::error(exit, error.to_string())
+}

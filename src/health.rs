@@ -1,0 +1,75 @@
+//! Whether the node is served as it should be: what the reconciler says of itself, and what `/healthz` makes of it.
+
+use std::time::{Duration, Instant};
+
+/// What the reconciler last knew of itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Health {
+    /// When the kernel last held all that was desired; `None` until the first time.
+    pub(crate) last_success: Option<Instant>,
+    /// Since when it has not, and why.
+    pub(crate) differing: Option<Differing>,
+    /// Whether a complete pass has been made, successful or not.
+    pub(crate) synced_once: bool,
+}
+
+/// Desired and kernel differ.
+#[derive(Clone, Debug)]
+pub(crate) struct Differing {
+    pub(crate) since: Instant,
+    pub(crate) reason: String,
+}
+
+/// How long desired and kernel may differ before the node counts as unhealthy: kube-proxy's limit, two of its sync periods.
+const LIMIT: Duration = Duration::from_secs(60);
+
+impl Health {
+    /// `None` when healthy, else the reason in a sentence.
+    pub(crate) fn unhealthy(&self, now: Instant) -> Option<String> {
+        if !self.synced_once {
+            return Some("the first synchronisation has not finished".to_owned());
+        }
+        let differing = self.differing.as_ref()?;
+        let elapsed = now.saturating_duration_since(differing.since);
+        (elapsed >= LIMIT || self.last_success.is_none())
+            .then(|| format!("the kernel differs from what is desired for {} s: {}", elapsed.as_secs(), differing.reason))
+    }
+
+    /// Notes how a pass went.
+    pub(crate) fn note(&mut self, now: Instant, outcome: Result<(), String>) {
+        match outcome {
+            Ok(()) => {
+                self.last_success = Some(now);
+                self.differing = None;
+            }
+            Err(reason) => {
+                let since = self.differing.as_ref().map_or(now, |differing| differing.since);
+                self.differing = Some(Differing { since, reason });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn j6_health_is_about_the_kernel_and_not_about_having_tried() {
+        let start = Instant::now();
+        let mut health = Health::default();
+        assert!(health.unhealthy(start).unwrap().contains("first synchronisation"));
+
+        health.synced_once = true;
+        health.note(start, Ok(()));
+        assert_eq!(health.unhealthy(start + LIMIT * 10), None, "nothing to do for long is healthy");
+
+        health.note(start, Err("TCP 10.96.0.1:80: no such scheduler".to_owned()));
+        health.note(start + LIMIT / 2, Err("TCP 10.96.0.1:80: no such scheduler".to_owned()));
+        assert_eq!(health.unhealthy(start + LIMIT / 2), None);
+        assert!(health.unhealthy(start + LIMIT).unwrap().ends_with("for 60 s: TCP 10.96.0.1:80: no such scheduler"));
+
+        health.note(start + LIMIT * 2, Ok(()));
+        assert_eq!(health.unhealthy(start + LIMIT * 2), None);
+    }
+}

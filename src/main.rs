@@ -1,0 +1,54 @@
+//! `kube-ipvs`: the agent that keeps a node's IPVS table as the cluster's Services say.
+//!
+//! This is the imperative shell around the crates below `crates/`: it parses the command line, watches the API server or files, owns
+//! the clock, logs, counts and serves HTTP. What a node should hold is decided in `desired`, what has to be done for it in `plan`, and
+//! done in `kernel`.
+
+mod agent;
+mod cli;
+mod exit;
+mod health;
+mod http;
+mod mailbox;
+mod metrics;
+mod node;
+mod reconciler;
+mod run;
+mod source;
+mod status;
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use cli::{Cli, Command, LogFormat, Run};
+use exit::{Ending, Exit};
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run(arguments) => log_to_stderr(&arguments).and_then(|()| run::run(&arguments)),
+        Command::Status(arguments) => status::run(&arguments).map(|()| None),
+    };
+    match outcome {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(exit)) => exit.into(),
+        Err(error) => {
+            // Standard error may be gone; the exit code still tells.
+            let _ = writeln!(io::stderr(), "kube-ipvs: {error:#}");
+            Ending::code_of(&error).into()
+        }
+    }
+}
+
+fn log_to_stderr(arguments: &Run) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&arguments.log_level)
+        .map_err(|error| Ending::error(Exit::Usage, format!("--log-level {}: {error}", arguments.log_level)))?;
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    match arguments.log_format {
+        LogFormat::Text => logs.with_ansi(io::stderr().is_terminal()).init(),
+        LogFormat::Json => logs.json().init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! What Prometheus scrapes. The only file that knows the metrics library.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus::core::Collector;
+use prometheus::{Encoder, Gauge, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+/// The agent's metrics. Cloning shares them.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    syncs: IntCounterVec,
+    sync_duration: Histogram,
+    last_success: Gauge,
+    pub(crate) objects: IntGaugeVec,
+    pub(crate) refused: IntGauge,
+    pub(crate) problems: IntGauge,
+    pub(crate) repairs: IntCounterVec,
+    pub(crate) trouble: IntCounterVec,
+    pub(crate) source_synced: IntGaugeVec,
+}
+
+/// What a pass over the kernel's state was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    /// The first, which adopts what is there.
+    Start,
+    /// A change of Kubernetes objects or of the node's addresses.
+    Change,
+    /// A comparison of everything, to find what others changed and to try again what was refused.
+    Audit,
+}
+
+impl Pass {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Change => "change",
+            Self::Audit => "audit",
+        }
+    }
+}
+
+impl Metrics {
+    /// All metrics at zero.
+    ///
+    /// # Errors
+    /// When two metrics have the same name.
+    pub(crate) fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new_custom(Some("kube_ipvs".to_owned()), None)?;
+        let seconds = prometheus::exponential_buckets(0.000_1, 4.0, 10)?;
+        Ok(Self {
+            syncs: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new("syncs_total", "Passes over the kernel's state, by what they were for and how they went."),
+                    &["pass", "result"],
+                )?,
+            )?,
+            sync_duration: register(
+                &registry,
+                Histogram::with_opts(
+                    HistogramOpts::new("sync_duration_seconds", "Time from taking up a pass to the kernel holding its result.")
+                        .buckets(seconds),
+                )?,
+            )?,
+            last_success: register(
+                &registry,
+                Gauge::new(
+                    "last_success_timestamp_seconds",
+                    "Unix time of the last pass after which the kernel held all that was desired.",
+                )?,
+            )?,
+            objects: register(
+                &registry,
+                IntGaugeVec::new(Opts::new("objects", "Objects the kernel holds for this agent, by kind."), &["kind"])?,
+            )?,
+            refused: register(
+                &registry,
+                IntGauge::new(
+                    "refused_objects",
+                    "Objects that are desired and that the kernel does not take; the log names them.",
+                )?,
+            )?,
+            problems: register(
+                &registry,
+                IntGauge::new(
+                    "object_problems",
+                    "Fields of Kubernetes objects that cannot be served as they are; the log names them.",
+                )?,
+            )?,
+            repairs: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new("repairs_total", "Steps an audit took to undo changes made by others, by stage."),
+                    &["stage"],
+                )?,
+            )?,
+            trouble: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new("source_trouble_total", "Times a kind of object could not be read, by kind."),
+                    &["kind"],
+                )?,
+            )?,
+            source_synced: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "source_synced",
+                        "1 once a kind of object has been listed completely and while it is followed, by kind.",
+                    ),
+                    &["kind"],
+                )?,
+            )?,
+            registry,
+        })
+    }
+
+    /// Counts a pass that took `duration`; `complete` when the kernel now holds all that is desired.
+    pub(crate) fn count_pass(&self, pass: Pass, duration: Duration, complete: bool) {
+        self.syncs.with_label_values(&[pass.label(), if complete { "success" } else { "error" }]).inc();
+        self.sync_duration.observe(duration.as_secs_f64());
+        if complete {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.last_success.set(now.as_secs_f64());
+        }
+    }
+
+    /// The exposition text, in version 0.0.4 of the format.
+    ///
+    /// # Errors
+    /// When a metric cannot be encoded.
+    pub(crate) fn render(&self) -> prometheus::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_carry_the_prefix_and_counts_add_up() {
+        let metrics = Metrics::new().unwrap();
+        metrics.count_pass(Pass::Start, Duration::from_millis(3), true);
+        metrics.count_pass(Pass::Change, Duration::from_millis(1), false);
+        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        assert!(text.contains("kube_ipvs_syncs_total{pass=\"start\",result=\"success\"} 1"), "{text}");
+        assert!(text.contains("kube_ipvs_syncs_total{pass=\"change\",result=\"error\"} 1"), "{text}");
+        assert!(text.contains("kube_ipvs_sync_duration_seconds_count 2"), "{text}");
+        assert!(!text.contains("kube_ipvs_last_success_timestamp_seconds 0\n"), "{text}");
+    }
+}

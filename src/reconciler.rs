@@ -1,0 +1,299 @@
+//! The one thread that owns the kernel side: it merges fragments, plans, applies, and remembers what the kernel holds.
+//!
+//! Netlink is synchronous in the kernel, so this is a plain blocking thread with a mailbox in front. A change costs what it touches:
+//! its scope is planned against what is remembered, and nothing is read back. Everything is observed at start, in the periodic audit,
+//! and soon after a failure that leaves it open what the kernel did.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use desired::{Config, Frontend, Ledger};
+use ipnetwork::IpNetwork;
+use kernel::{Failure, Kernel, Report};
+use model::{Family, Rules, Scope, Set, State, VirtualServerKey};
+use plan::{Ownership, Plan, Step, plan};
+use tokio::sync::watch;
+use tracing::{debug, error, info, warn};
+
+use crate::health::Health;
+use crate::mailbox::{Fragments, Letter, Mailbox, NodeSettings};
+use crate::metrics::{Metrics, Pass};
+use crate::status::Names;
+
+/// The shortest wait before the kernel is observed again after a failure or a disturbance.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// What shapes the reconciler's work.
+pub(crate) struct Settings {
+    pub(crate) config: Config,
+    pub(crate) excluded: Vec<IpNetwork>,
+    pub(crate) audit_period: Duration,
+}
+
+/// Starts the thread, which reads `mailbox` until a letter says stop, and leaves the kernel as it is then.
+///
+/// # Errors
+/// When no thread can be made.
+pub(crate) fn spawn(
+    kernel: Kernel,
+    settings: Settings,
+    mailbox: Mailbox,
+    metrics: Metrics,
+) -> anyhow::Result<(watch::Receiver<Health>, JoinHandle<()>)> {
+    let (health, health_of) = watch::channel(Health::default());
+    let reconciler = Reconciler {
+        ledger: Ledger::new(&settings.config),
+        kernel,
+        rules: BTreeMap::new(),
+        observed: None,
+        complete: false,
+        refused: BTreeMap::new(),
+        next_audit: Instant::now() + settings.audit_period,
+        retry: RETRY,
+        settings,
+        metrics,
+        health,
+    };
+    let thread = thread::Builder::new().name("reconciler".to_owned());
+    let thread = thread.spawn(move || reconciler.run(&mailbox)).context("cannot start the reconciler's thread")?;
+    Ok((health_of, thread))
+}
+
+struct Reconciler {
+    kernel: Kernel,
+    settings: Settings,
+    ledger: Ledger,
+    rules: BTreeMap<Family, Rules>,
+    /// What the kernel holds, as far as it is known; `None` when only an observation can tell.
+    observed: Option<State>,
+    /// Whether everything that exists has been listed.
+    complete: bool,
+    /// What the kernel did not take since the last observation, and why.
+    refused: BTreeMap<(Option<VirtualServerKey>, String), String>,
+    next_audit: Instant,
+    /// The wait before the next observation after a failure. Doubles up to the audit period.
+    retry: Duration,
+    metrics: Metrics,
+    health: watch::Sender<Health>,
+}
+
+impl Reconciler {
+    fn run(mut self, mailbox: &Mailbox) {
+        loop {
+            let patience = self.next_audit.saturating_duration_since(Instant::now());
+            match mailbox.take(patience) {
+                Some(letter) if letter.stop => return,
+                Some(letter) => self.read(letter),
+                None => self.audit(),
+            }
+        }
+    }
+
+    fn read(&mut self, letter: Letter) {
+        for ask in letter.names {
+            // Whoever asked may have gone.
+            let _ = ask.send(self.names());
+        }
+        let mut scope = Scope::default();
+        let mut rules = false;
+        if let Some(NodeSettings { rules: desired, sources }) = letter.node {
+            rules = self.rules != desired;
+            self.rules = desired;
+            for family in Family::ALL {
+                scope.extend(self.ledger.set_source(family, sources.get(&family).copied()));
+            }
+        }
+        scope.extend(self.merge(letter.urgent));
+        self.change(&scope, rules);
+        let scope = self.merge(letter.services);
+        if letter.complete && !self.complete {
+            self.complete = true;
+            self.pass(Pass::Start);
+        } else {
+            self.change(&scope, false);
+        }
+        if letter.disturbed {
+            // What we do ourselves does not count as a disturbance, so this cannot chase itself. It can come in bursts, though.
+            self.next_audit = self.next_audit.min(Instant::now() + RETRY);
+        }
+    }
+
+    fn merge(&mut self, fragments: Fragments) -> Scope {
+        let mut scope = Scope::default();
+        for (service, fragment) in fragments {
+            scope.extend(self.ledger.set(&service, fragment));
+        }
+        scope
+    }
+
+    /// Brings the keys of `scope` in line, and the packet rules if they changed. Removes nothing outside of it.
+    fn change(&mut self, scope: &Scope, rules: bool) {
+        if scope.is_empty() && !rules {
+            return;
+        }
+        let begun = Instant::now();
+        if self.observed.is_none() && !self.complete && !self.prepare(begun) {
+            return;
+        }
+        let Some(observed) = &self.observed else {
+            // A failure left it open what the kernel holds; the audit that is due soon takes this change along.
+            return;
+        };
+        let scope = self.widened(scope.clone(), observed);
+        let mut desired = self.ledger.desired(&scope);
+        let mut held = observed.restricted_to(&scope);
+        if rules {
+            desired.rules.clone_from(&self.rules);
+            held.rules.clone_from(&observed.rules);
+        }
+        let plan = plan(&desired, &held, &Ownership::Scope);
+        self.apply(&plan, Pass::Change, begun);
+    }
+
+    /// Observes the kernel for the first time, then makes the sets and installs the packet rules before there is any virtual server that
+    /// needs them. Removes nothing. Whether it could.
+    fn prepare(&mut self, begun: Instant) -> bool {
+        let observed = match self.kernel.observe() {
+            Ok(observed) => observed,
+            Err(error) => {
+                self.failed(Pass::Start, begun, &error);
+                return false;
+            }
+        };
+        let sets = self.settings.config.families.iter().flat_map(|family| Set::of_family(*family));
+        let scope = Scope { members: sets.map(|set| (set, BTreeSet::new())).collect(), ..Scope::default() };
+        let scope = self.widened(scope, &observed);
+        let mut desired = self.ledger.desired(&scope);
+        let mut held = observed.restricted_to(&scope);
+        desired.rules.clone_from(&self.rules);
+        held.rules.clone_from(&observed.rules);
+        self.observed = Some(observed);
+        let plan = plan(&desired, &held, &Ownership::Scope);
+        self.apply(&plan, Pass::Start, begun);
+        self.observed.is_some()
+    }
+
+    /// The scope, with all members of every set in it that has to grow: a larger set takes the place of the whole.
+    fn widened(&self, mut scope: Scope, observed: &State) -> Scope {
+        let desired = self.ledger.desired(&Scope { members: scope.members.clone(), ..Scope::default() });
+        for (set, wanted) in desired.sets {
+            let Some(held) = observed.sets.get(&set) else { continue };
+            if wanted.capacity > held.capacity {
+                let members = scope.members.entry(set).or_default();
+                members.extend(&held.members);
+                members.extend(self.ledger.members(set));
+            }
+        }
+        scope
+    }
+
+    /// Observes everything and repairs what differs.
+    fn audit(&mut self) {
+        if self.complete {
+            self.pass(Pass::Audit);
+        } else {
+            self.next_audit = Instant::now() + self.settings.audit_period;
+        }
+    }
+
+    /// A pass over everything.
+    fn pass(&mut self, pass: Pass) {
+        let begun = Instant::now();
+        self.next_audit = begun + self.settings.audit_period;
+        let observed = match self.kernel.observe() {
+            Ok(observed) => observed,
+            Err(error) => {
+                self.failed(pass, begun, &error);
+                return;
+            }
+        };
+        self.refused.clear();
+        let mut desired = self.ledger.complete();
+        desired.rules.clone_from(&self.rules);
+        let plan = plan(&desired, &observed, &Ownership::Node { excluded: &self.settings.excluded });
+        self.observed = Some(observed);
+        if pass == Pass::Audit {
+            for (stage, steps) in plan.stages() {
+                warn!(%stage, steps = steps.len(), "repairing what others changed or the kernel refused before");
+                self.metrics.repairs.with_label_values(&[&stage.to_string()]).inc_by(steps.len() as u64);
+            }
+        }
+        self.apply(&plan, pass, begun);
+        self.health.send_modify(|health| health.synced_once = true);
+    }
+
+    fn apply(&mut self, plan: &Plan, pass: Pass, begun: Instant) {
+        let report = self.kernel.apply(plan);
+        self.note(plan, &report);
+        if report.leaves_state_unknown() {
+            self.observed = None;
+        } else if let Some(observed) = &mut self.observed {
+            report.apply_to(plan, observed);
+        }
+        if report.failures.is_empty() {
+            if self.refused.is_empty() {
+                self.retry = RETRY;
+            }
+        } else {
+            self.audit_soon();
+        }
+        self.metrics.count_pass(pass, begun.elapsed(), self.complete && self.refused.is_empty());
+        self.count_objects();
+        let (steps, undone) = (plan.len(), report.undone());
+        if plan.is_empty() {
+            debug!(?pass, elapsed = ?begun.elapsed(), "nothing to do");
+        } else {
+            info!(?pass, steps, undone, elapsed = ?begun.elapsed(), "changed the kernel's state");
+        }
+        if self.complete {
+            let outcome = self.refused.iter().next().map_or(Ok(()), |((_, step), why)| Err(format!("could not {step}: {why}")));
+            self.health.send_modify(|health| health.note(Instant::now(), outcome));
+        }
+    }
+
+    /// Remembers and reports what was refused, and forgets what was refused before of what this plan was about.
+    fn note(&mut self, plan: &Plan, report: &Report) {
+        for key in plan.steps().filter_map(Step::virtual_server) {
+            self.refused.retain(|(of, _), _| *of != Some(key));
+        }
+        for Failure { step, error } in &report.failures {
+            let key = step.virtual_server();
+            let service = key.and_then(|key| self.ledger.owner(&key)).map(|owner| owner.to_string());
+            warn!(%step, service, %error, "a step was refused");
+            self.refused.insert((key, step.to_string()), error.to_string());
+        }
+    }
+
+    /// Moves the next audit up: after a failure, each time with twice the patience.
+    fn audit_soon(&mut self) {
+        self.next_audit = self.next_audit.min(Instant::now() + self.retry);
+        self.retry = (self.retry * 2).min(self.settings.audit_period.max(RETRY));
+    }
+
+    fn failed(&mut self, pass: Pass, begun: Instant, error: &kernel::Error) {
+        error!(%error, "cannot observe the kernel's state; what it holds keeps serving");
+        self.observed = None;
+        self.audit_soon();
+        self.metrics.count_pass(pass, begun.elapsed(), false);
+        self.health.send_modify(|health| health.note(Instant::now(), Err(error.to_string())));
+    }
+
+    fn count_objects(&self) {
+        let refused = i64::try_from(self.refused.len()).unwrap_or(i64::MAX);
+        self.metrics.refused.set(refused);
+        let Some(observed) = &self.observed else { return };
+        let count = |kind: &str, number: usize| {
+            self.metrics.objects.with_label_values(&[kind]).set(i64::try_from(number).unwrap_or(i64::MAX));
+        };
+        count("virtual_server", observed.virtual_servers.len());
+        count("vip", observed.vips.len());
+        count("set_member", observed.sets.values().map(|set| set.members.len()).sum());
+    }
+
+    fn names(&self) -> Names {
+        let keys = self.ledger.fragments().flat_map(|(_, fragment)| fragment.frontends()).map(Frontend::key);
+        keys.filter_map(|key| Some((key.to_string(), self.ledger.owner(&key)?.to_string()))).collect()
+    }
+}

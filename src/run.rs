@@ -1,0 +1,264 @@
+//! `kube-ipvs run`: puts the parts together, and takes them apart in order.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context;
+use desired::{Config, DetectLocal, InterfaceName, MarkBit, Masquerade, NodePortAddresses, RuleOptions};
+use hyper::StatusCode;
+use kernel::sysctl::{self, Outcome, Sysctl};
+use kernel::{Kernel, supported_families};
+use model::Via;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{LocalSet, spawn_local};
+use tracing::{debug, info, warn};
+
+use crate::agent::Agent;
+use crate::cli::{Bind, DetectLocalMode, NodePortAddress, Proxy, Run, VipBinding};
+use crate::exit::{Ending, Exit, kernel_ending};
+use crate::health::Health;
+use crate::http::{self, Answer};
+use crate::mailbox::Mailbox;
+use crate::metrics::Metrics;
+use crate::reconciler::{self, Settings};
+use crate::source::Event;
+use crate::source::api::{ApiSource, Tuning, connect};
+use crate::source::manifests::ManifestSource;
+use crate::{node, status};
+
+/// Events that may wait before whoever reads the API server has to.
+const EVENTS: usize = 1024;
+/// How long the control socket's client may have to wait for a reconciler that is busy.
+const NAMES_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Runs until a signal comes or, with `--once`, until the first synchronisation has been tried.
+///
+/// # Errors
+/// When something is missing that nothing works without.
+pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
+    let node_name = node::name(arguments.node_name.as_deref())?;
+    let config = config(&arguments.proxy, &node_name)?;
+    let kernel = Kernel::open(&config.families).map_err(|error| kernel_ending(&error))?;
+    let random_fully = kernel.probe_random_fully().map_err(|error| kernel_ending(&error))?;
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = node_name,
+        families = ?config.families,
+        iptables = ?kernel.flavour(),
+        random_fully,
+        scheduler = %config.scheduler,
+        "starting"
+    );
+    set_sysctls(&config);
+
+    let metrics = Metrics::new().context("cannot register metrics")?;
+    let mailbox = Mailbox::default();
+    let addresses = node::follow(mailbox.clone())?;
+    let settings =
+        Settings { config: config.clone(), excluded: arguments.proxy.exclude_cidrs.clone(), audit_period: arguments.audit_period };
+    let (health, reconciler) = reconciler::spawn(kernel, settings, mailbox.clone(), metrics.clone())?;
+
+    let agent = Agent::new(config, RuleOptions { random_fully }, mailbox.clone(), metrics.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let outcome = LocalSet::new().block_on(&runtime, async {
+        let (sender, events) = mpsc::channel(EVENTS);
+        let source = source(arguments, &node_name, sender).await?;
+        serve(arguments, &mailbox, &metrics, &health)?;
+        follow(arguments.once, agent, source, events, addresses, health).await
+    });
+    mailbox.post(|letter| letter.stop = true);
+    if reconciler.join().is_err() {
+        return Err(Ending::error(Exit::Failure, "the reconciler has failed; what the kernel holds keeps serving"));
+    }
+    outcome
+}
+
+type Source = Pin<Box<dyn Future<Output = ()>>>;
+
+async fn source(arguments: &Run, node_name: &str, events: mpsc::Sender<Event>) -> anyhow::Result<Source> {
+    let invalid = |error: anyhow::Error| Ending::error(Exit::Usage, format!("{error:#}"));
+    if let Some(path) = &arguments.source.manifests {
+        let source = ManifestSource::open(path, node_name.to_owned()).map_err(invalid)?;
+        info!(path = %path.display(), "following manifests");
+        return Ok(Box::pin(source.run(events)));
+    }
+    let client = connect(arguments.source.kubeconfig.as_deref()).await.map_err(invalid)?;
+    let source = ApiSource::new(client, node_name.to_owned(), Tuning::default());
+    Ok(Box::pin(async move { source.run(events).await }))
+}
+
+/// Starts the HTTP servers. A single synchronisation needs none.
+fn serve(arguments: &Run, mailbox: &Mailbox, metrics: &Metrics, health: &watch::Receiver<Health>) -> anyhow::Result<()> {
+    if arguments.once {
+        return Ok(());
+    }
+    if let Bind(Some(address)) = arguments.healthz_bind_address {
+        let health = health.clone();
+        spawn_local(http::serve(address, "health", move |path| std::future::ready(answer_health(&path, &health.borrow()))));
+    }
+    if let Bind(Some(address)) = arguments.metrics_bind_address {
+        let metrics = metrics.clone();
+        spawn_local(http::serve(address, "metrics", move |path| std::future::ready(answer_metrics(&path, &metrics))));
+    }
+    if !arguments.control_socket.as_os_str().is_empty() {
+        let listener = http::control_listener(&arguments.control_socket)?;
+        let mailbox = mailbox.clone();
+        spawn_local(http::serve_control(listener, move |path| answer_control(path, mailbox.clone())));
+    }
+    Ok(())
+}
+
+async fn follow(
+    once: bool,
+    mut agent: Agent,
+    source: Source,
+    mut events: mpsc::Receiver<Event>,
+    mut addresses: watch::Receiver<Vec<desired::InterfaceAddress>>,
+    mut health: watch::Receiver<Health>,
+) -> anyhow::Result<Option<Exit>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    let tried = async {
+        if once {
+            let tried = health.wait_for(|health| health.synced_once || health.differing.is_some()).await;
+            tried.map(|health| health.clone()).ok()
+        } else {
+            // The reconciler lives as long as this process.
+            while health.changed().await.is_ok() {}
+            None
+        }
+    };
+    tokio::select! {
+        () = agent.follow(&mut events, &mut addresses) => Err(Ending::error(Exit::Failure, "the source of objects has ended")),
+        () = source => Err(Ending::error(Exit::Failure, "the source of objects has ended")),
+        _ = terminate.recv() => {
+            info!("stopped by SIGTERM; what the kernel holds keeps serving");
+            Ok(None)
+        }
+        _ = interrupt.recv() => {
+            info!("stopped by SIGINT; what the kernel holds keeps serving");
+            Ok(None)
+        }
+        tried = tried => match tried {
+            None => Err(Ending::error(Exit::Failure, "the reconciler has ended")),
+            Some(Health { synced_once: false, differing: Some(differing), .. }) => Err(Ending::error(Exit::Failure, differing.reason)),
+            Some(health) => {
+                let complete = health.differing.is_none() && !agent.has_complaints();
+                Ok((!complete).then_some(Exit::Incomplete))
+            }
+        },
+    }
+}
+
+fn config(proxy: &Proxy, node_name: &str) -> anyhow::Result<Config> {
+    let usage = |sentence: String| Ending::error(Exit::Usage, sentence);
+    let interface = |flag: &str, name: &Option<String>| {
+        InterfaceName::new(name.as_deref().unwrap_or_default()).map_err(|error| usage(format!("{flag}: {error}")))
+    };
+    let detect_local = match proxy.detect_local_mode {
+        DetectLocalMode::ClusterCidr if proxy.cluster_cidr.is_empty() => {
+            warn!("no --cluster-cidr: callers from outside the cluster are not masqueraded, and answers to them may get lost");
+            DetectLocal::None
+        }
+        DetectLocalMode::ClusterCidr => DetectLocal::ClusterCidr(proxy.cluster_cidr.clone()),
+        DetectLocalMode::NodeCidr => DetectLocal::NodeCidr,
+        DetectLocalMode::BridgeInterface => DetectLocal::BridgeInterface(interface("--bridge-interface", &proxy.bridge_interface)?),
+        DetectLocalMode::InterfaceNamePrefix => {
+            DetectLocal::InterfaceNamePrefix(interface("--interface-name-prefix", &proxy.interface_name_prefix)?)
+        }
+    };
+    let networks: Vec<_> = proxy
+        .nodeport_addresses
+        .iter()
+        .filter_map(|address| match address {
+            NodePortAddress::Network(network) => Some(*network),
+            NodePortAddress::Primary | NodePortAddress::All => None,
+        })
+        .collect();
+    let node_port_addresses = match proxy.nodeport_addresses.as_slice() {
+        [NodePortAddress::Primary] => NodePortAddresses::Primary,
+        [NodePortAddress::All] => NodePortAddresses::All,
+        all if all.len() == networks.len() => NodePortAddresses::Cidrs(networks),
+        _ => return Err(usage("--nodeport-addresses: `primary` and `all` stand alone; give one of them, or networks".to_owned())),
+    };
+    let mark = MarkBit::new(proxy.masquerade_bit).context("--masquerade-bit is out of range")?;
+    Ok(Config {
+        families: supported_families(),
+        scheduler: proxy.scheduler,
+        masquerade: Masquerade { all: proxy.masquerade_all, mark, detect_local },
+        node_port_addresses,
+        via: match proxy.vip_binding {
+            VipBinding::Route => Via::Route,
+            VipBinding::Address => Via::Address,
+        },
+        ..Config::new(node_name)
+    })
+}
+
+fn set_sysctls(config: &Config) {
+    for sysctl in &sysctl::NEEDED {
+        report_sysctl(sysctl, sysctl.ensure());
+    }
+    if config.families.contains(&model::Family::V6) {
+        report_sysctl(&sysctl::CHECKED_IPV6, sysctl::CHECKED_IPV6.check());
+    }
+}
+
+fn report_sysctl(sysctl: &Sysctl, outcome: Outcome) {
+    let Sysctl { name, value, effect, optional } = sysctl;
+    match outcome {
+        Outcome::AsNeeded => debug!("{name} is {value}"),
+        Outcome::Set { from } => info!("set {name} from {from} to {value}"),
+        Outcome::Absent if *optional => debug!("this kernel has no {name}"),
+        Outcome::Absent => warn!("this kernel has no {name}: {effect}"),
+        Outcome::Wrong { is, error: Some(error) } => warn!("cannot set {name} from {is} to {value} ({error}): {effect}"),
+        Outcome::Wrong { is, error: None } => warn!("{name} is {is}, not {value}: {effect}"),
+    }
+}
+
+fn answer_health(path: &str, health: &Health) -> Answer {
+    if !matches!(path, "/healthz" | "/livez") {
+        return Answer::text(StatusCode::NOT_FOUND, "try /healthz or /livez");
+    }
+    let now = Instant::now();
+    let reason = health.unhealthy(now);
+    let ago = health.last_success.map(|then| now.saturating_duration_since(then));
+    let current = SystemTime::now();
+    let body = json!({
+        "lastUpdated": ago.and_then(|ago| current.checked_sub(ago)).and_then(rfc3339),
+        "currentTime": rfc3339(current),
+        "healthy": reason.is_none(),
+        "reason": reason,
+    });
+    Answer::json(if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+}
+
+fn rfc3339(time: SystemTime) -> Option<String> {
+    k8s_openapi::jiff::Timestamp::try_from(time).ok().map(|time| time.to_string())
+}
+
+fn answer_metrics(path: &str, metrics: &Metrics) -> Answer {
+    match path {
+        "/metrics" => match metrics.render() {
+            Ok(body) => Answer { status: StatusCode::OK, content_type: "text/plain; version=0.0.4", body },
+            Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot render metrics: {error}")),
+        },
+        "/proxyMode" => Answer { status: StatusCode::OK, content_type: "text/plain; charset=utf-8", body: b"ipvs".to_vec() },
+        _ => Answer::text(StatusCode::NOT_FOUND, "try /metrics or /proxyMode"),
+    }
+}
+
+async fn answer_control(path: String, mailbox: Mailbox) -> Answer {
+    if path != status::NAMES_PATH {
+        return Answer::text(StatusCode::NOT_FOUND, "there is only /names");
+    }
+    let (ask, answer) = oneshot::channel();
+    mailbox.post(|letter| letter.names.push(ask));
+    match tokio::time::timeout(NAMES_TIMEOUT, answer).await {
+        Ok(Ok(names)) => Answer::json(StatusCode::OK, &json!(names)),
+        _ => Answer::text(StatusCode::SERVICE_UNAVAILABLE, "the reconciler is busy or has ended; try again"),
+    }
+}
