@@ -1,7 +1,5 @@
 //! Laws of following changes: whatever comes in whichever order, what is kept change by change is what the objects of the moment say.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test stops where it fails")]
-
 use std::collections::{BTreeMap, BTreeSet};
 
 use desired::{Config, Index, InterfaceAddress, Kind, Ledger};

@@ -1,0 +1,10 @@
+//! What this crate makes of whole objects, in one program.
+
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test stops where it fails")]
+
+mod conflicts;
+mod defects;
+mod incremental;
+mod selection;
+mod snapshots;
+mod support;
