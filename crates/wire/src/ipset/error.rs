@@ -6,7 +6,10 @@
 #[must_use]
 pub const fn error_text(errno: i32) -> Option<&'static str> {
     Some(match errno {
-        4097 => "the kernel does not speak this ipset protocol version (IPSET_ERR_PROTOCOL)",
+        // Also the answer to a member with an address of the other family, which is the wrong attribute for the set.
+        4097 => {
+            "the kernel does not understand the message: wrong protocol version, or attributes the set has no use for (IPSET_ERR_PROTOCOL)"
+        }
         4098 => "the kernel has no such set type or revision of it (IPSET_ERR_FIND_TYPE)",
         4099 => "the kernel has no room for another set (IPSET_ERR_MAX_SETS)",
         4100 => "the set is in use (IPSET_ERR_BUSY)",
