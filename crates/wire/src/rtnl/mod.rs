@@ -26,7 +26,7 @@ pub const RTM_DELADDR: u16 = 21;
 const RTM_GETADDR: u16 = 22;
 /// Message type: a route that exists, or that came or changed.
 pub const RTM_NEWROUTE: u16 = 24;
-/// Message type: a route that went. None come for the routes that go with their device.
+/// Message type: a route that went. IPv4 sends none for routes that go with their device: watch the link as well.
 pub const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 
