@@ -135,14 +135,15 @@ impl Watch {
                 }
             };
             tokio::select! {
+                // What was asked for first happens first: an interruption before the changes that follow it.
                 biased;
                 () = out.sender.closed() => return Err(Over),
-                changed = versions.changed() => changed.map_err(|_| Over)?,
                 interruption = interruptions.recv() => match interruption {
                     Ok(interruption) => return self.interrupt(out, position, interruption).await,
                     Err(RecvError::Lagged(_)) => {}
                     Err(RecvError::Closed) => return Err(Over),
                 },
+                changed = versions.changed() => changed.map_err(|_| Over)?,
                 () = bookmark_due => {
                     out.line(&self.bookmark(position, false)).await?;
                     next_bookmark = self.next_bookmark(Instant::now(), last_bookmark, second * shared.options.bookmark_seconds);

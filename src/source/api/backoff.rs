@@ -1,0 +1,75 @@
+//! Waiting longer and longer after errors, and never in step with other nodes.
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::time::{Duration, Instant};
+
+/// Doubles the wait with each error, between a first and a longest one.
+pub(super) struct Backoff {
+    first: Duration,
+    longest: Duration,
+    attempts: u32,
+    last: Option<Instant>,
+}
+
+/// After this long without an error the next one is the first again, even if nothing was heard in between: a quiet watch is a good watch.
+const QUIET: Duration = Duration::from_secs(120);
+
+impl Backoff {
+    pub(super) fn new((first, longest): (Duration, Duration)) -> Self {
+        Self { first, longest, attempts: 0, last: None }
+    }
+
+    /// How long to wait now: between half and all of the present step.
+    pub(super) fn next(&mut self) -> Duration {
+        if self.last.is_some_and(|last| last.elapsed() > QUIET) {
+            self.attempts = 0;
+        }
+        let step = self.first.saturating_mul(1_u32.checked_shl(self.attempts).unwrap_or(u32::MAX)).min(self.longest);
+        self.attempts = self.attempts.saturating_add(1);
+        let delay = jittered(step);
+        self.last = Some(Instant::now() + delay);
+        delay
+    }
+
+    /// How many errors there were since the last success.
+    pub(super) fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.attempts = 0;
+        self.last = None;
+    }
+}
+
+/// Between half of `step` and all of it. The standard library seeds its hashers at random, which is as much randomness as this needs.
+fn jittered(step: Duration) -> Duration {
+    let random = RandomState::new().hash_one(step) % 1_000;
+    let half = step / 2;
+    half + half.mul_f64(f64::from(u32::try_from(random).unwrap_or(0)) / 1_000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_the_longest_and_start_over_after_a_success() {
+        let (first, longest) = (Duration::from_millis(800), Duration::from_secs(30));
+        let mut backoff = Backoff::new((first, longest));
+        for step in [800, 1_600, 3_200, 6_400, 12_800, 25_600, 30_000, 30_000] {
+            let (step, delay) = (Duration::from_millis(step), backoff.next());
+            assert!(delay >= step / 2 && delay <= step, "{delay:?} for a step of {step:?}");
+        }
+        backoff.attempts = 1_000;
+        assert!(backoff.next() <= longest);
+        backoff.reset();
+        assert!(backoff.next() <= first);
+    }
+
+    #[test]
+    fn nodes_do_not_wait_in_step() {
+        let delays: std::collections::BTreeSet<Duration> = (0..50).map(|_| jittered(Duration::from_secs(1))).collect();
+        assert!(delays.len() > 10, "{delays:?}");
+    }
+}

@@ -1,0 +1,119 @@
+//! The connection to the API server: kube's client on a connector that notices dead peers.
+
+use anyhow::{Context as _, Result, anyhow};
+use hyper_util::client::legacy::Client as HyperClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Body, ClientBuilder, ConfigExt as _};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until};
+use tower::ServiceBuilder;
+
+/// Without it, an API server that vanishes (its machine dies, a firewall forgets the connection) leaves its watches silent until their timeout.
+/// 15 s idle and three unanswered probes 5 s apart: half a minute, as kube-proxy's HTTP/2 pings take.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// API servers end requests other than watches after 60 s; headers come at once or, for a list, when it is ready.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(65);
+
+/// A watch may end at once for good reasons; kube opens it again without a pause. A server or proxy that ends every watch at once is asked
+/// once a second after a handful of attempts.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+const WATCH_BURST: u32 = 10;
+
+/// A client for the cluster that `kubeconfig` names, or for the one this pod runs in.
+pub(crate) async fn connect(kubeconfig: Option<&Path>) -> Result<Client> {
+    let config = match kubeconfig {
+        Some(path) => from_file(path).await?,
+        None => Config::incluster().map_err(|error| {
+            anyhow!("this is not a pod with a service account ({error}): pass --kubeconfig PATH, or --manifests PATH to run without a cluster")
+        })?,
+    };
+    client(config).context("the API client cannot be set up")
+}
+
+async fn from_file(path: &Path) -> Result<Config> {
+    let name = path.display();
+    let kubeconfig =
+        Kubeconfig::read_from(path).map_err(|error| anyhow!("kubeconfig {name} cannot be used: {}", innermost(&error)))?;
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(|error| {
+        anyhow!("kubeconfig {name} cannot be used: {error}; it needs a current-context whose cluster and user it defines")
+    })
+}
+
+fn client(config: Config) -> Result<Client> {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_keepalive(Some(KEEPALIVE_AFTER));
+    connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    connector.set_keepalive_retries(Some(KEEPALIVE_PROBES));
+    let hyper: HyperClient<_, Body> =
+        HyperClient::builder(TokioExecutor::new()).build(config.rustls_https_connector_with_connector(connector)?);
+    let pace = Arc::new(Pace::default());
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(tower::BoxError::from)
+        .service(tower::service_fn(move |request: hyper::Request<Body>| {
+            let (hyper, pace) = (hyper.clone(), pace.clone());
+            async move {
+                if request.uri().query().is_some_and(|query| query.contains("watch=true")) {
+                    sleep_until(pace.next(Instant::now())).await;
+                }
+                let answer = tokio::time::timeout(HEADERS_TIMEOUT, hyper.request(request)).await;
+                answer
+                    .map_err(|_| tower::BoxError::from(format!("no answer within {} s", HEADERS_TIMEOUT.as_secs())))?
+                    .map_err(tower::BoxError::from)
+            }
+        }));
+    Ok(ClientBuilder::new(service, config.default_namespace).build())
+}
+
+/// When the next watch may be opened: a token bucket kept as the time at which it would be full (the generic cell rate algorithm).
+#[derive(Default)]
+struct Pace {
+    full: Mutex<Option<Instant>>,
+}
+
+impl Pace {
+    fn next(&self, now: Instant) -> Instant {
+        let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = full.map_or(now, |full| full.max(now)) + WATCH_INTERVAL;
+        *full = Some(next);
+        next.checked_sub(WATCH_INTERVAL * WATCH_BURST).map_or(now, |allowed| allowed.max(now))
+    }
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_of_watches_passes_and_then_one_a_second() {
+        let (pace, now) = (Pace::default(), Instant::now());
+        for _ in 0..WATCH_BURST {
+            assert_eq!(pace.next(now), now);
+        }
+        assert_eq!(pace.next(now), now + WATCH_INTERVAL);
+        assert_eq!(pace.next(now), now + WATCH_INTERVAL * 2);
+        let later = now + WATCH_INTERVAL * 100;
+        assert_eq!(pace.next(later), later);
+    }
+}

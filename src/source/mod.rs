@@ -1,0 +1,159 @@
+//! Where the objects come from: the API server ([`api`]) or files ([`manifests`]). Both tell the same story over the same channel.
+
+pub(crate) mod api;
+pub(crate) mod manifests;
+mod selection;
+
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use std::fmt;
+use tokio::sync::mpsc;
+
+/// The kinds of objects the agent watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Kind {
+    Service,
+    EndpointSlice,
+    Node,
+}
+
+/// An object of one of these kinds, without its `managedFields`.
+///
+/// A source brings its objects already selected: no Service of another proxy, nothing headless, no Node but the own one.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Object {
+    Service(Box<Service>),
+    EndpointSlice(Box<EndpointSlice>),
+    Node(Box<Node>),
+}
+
+/// What a source tells.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Event {
+    /// A complete listing of `kind` begins: the objects applied until the matching `Listed` are all there are. One that is
+    /// followed by another `Listing` of its kind has been given up, and says nothing about what is missing from it.
+    Listing(Kind),
+    /// An object is there, new or changed.
+    Applied(Object),
+    /// An object has gone, or has left the selection.
+    Deleted(Object),
+    /// The listing of `kind` is complete: what it did not name is not there.
+    Listed(Kind),
+    /// The source cannot see `kind` (or anything, if `None`) as it should; what was told before stays in force.
+    Trouble { kind: Option<Kind>, message: String },
+}
+
+/// The agent has stopped listening, so the source stops too.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Closed;
+
+pub(crate) type Events = mpsc::Sender<Event>;
+
+impl Kind {
+    pub(crate) const ALL: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+
+    /// The name in API paths and in RBAC rules.
+    pub(crate) fn resource(self) -> &'static str {
+        match self {
+            Kind::Service => "services",
+            Kind::EndpointSlice => "endpointslices",
+            Kind::Node => "nodes",
+        }
+    }
+
+    /// The API group in RBAC rules, where the core group is empty.
+    pub(crate) fn group(self) -> &'static str {
+        match self {
+            Kind::Service | Kind::Node => "",
+            Kind::EndpointSlice => "discovery.k8s.io",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Service => "Service",
+            Kind::EndpointSlice => "EndpointSlice",
+            Kind::Node => "Node",
+        })
+    }
+}
+
+impl Object {
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Object::Service(_) => Kind::Service,
+            Object::EndpointSlice(_) => Kind::EndpointSlice,
+            Object::Node(_) => Kind::Node,
+        }
+    }
+
+    pub(crate) fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Object::Service(object) => &object.metadata,
+            Object::EndpointSlice(object) => &object.metadata,
+            Object::Node(object) => &object.metadata,
+        }
+    }
+
+    fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        match self {
+            Object::Service(object) => &mut object.metadata,
+            Object::EndpointSlice(object) => &mut object.metadata,
+            Object::Node(object) => &mut object.metadata,
+        }
+    }
+
+    /// Drops what the agent never reads: `managedFields` are often half of an object.
+    fn without_managed_fields(mut self) -> Self {
+        self.metadata_mut().managed_fields = None;
+        self
+    }
+}
+
+impl From<Service> for Object {
+    fn from(object: Service) -> Self {
+        Object::Service(Box::new(object)).without_managed_fields()
+    }
+}
+
+impl From<EndpointSlice> for Object {
+    fn from(object: EndpointSlice) -> Self {
+        Object::EndpointSlice(Box::new(object)).without_managed_fields()
+    }
+}
+
+impl From<Node> for Object {
+    fn from(object: Node) -> Self {
+        Object::Node(Box::new(object)).without_managed_fields()
+    }
+}
+
+/// `Service shop/web`, `Node node-1`.
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let metadata = self.metadata();
+        write!(f, "{} ", self.kind())?;
+        if let Some(namespace) = &metadata.namespace {
+            write!(f, "{namespace}/")?;
+        }
+        f.write_str(metadata.name.as_deref().unwrap_or("without a name"))
+    }
+}
+
+async fn tell(events: &Events, event: Event) -> Result<(), Closed> {
+    events.send(event).await.map_err(|_| Closed)
+}
+
+/// What a node name that matches no Node means, and what to do.
+fn unknown_node(name: &str) -> String {
+    format!(
+        "there is no Node {name}: which endpoints are local and which addresses NodePorts get is unknown; \
+         pass the name that `kubectl get nodes` shows with --node-name"
+    )
+}
+
+#[cfg(test)]
+mod tests;
