@@ -82,22 +82,17 @@ impl Kernel {
         if let Some(kernel) = fs::read_to_string(&choice).ok().and_then(|release| Self::unpacked(&directory, release.trim())) {
             return Ok(kernel);
         }
-        let mut releases = available()?;
-        if releases.is_empty() {
-            println!("apt knows no kernel packages: reading its package lists");
-            host::apt_get(&["update"])?;
-            releases = available()?;
-        }
-        let release = wanted.choose(&releases).with_context(|| {
-            let known: Vec<&str> = releases.iter().map(|release| release.name.as_str()).collect();
-            format!("apt has no kernel {} for the guest; it has: {}", wanted.name(), known.join(", "))
-        })?;
-        let name = release.name.as_str();
-        if Self::unpacked(&directory, name).is_none() {
-            download(&directory, release)?;
-        }
-        fs::write(&choice, name).with_context(|| format!("cannot write {}", choice.display()))?;
-        Self::unpacked(&directory, name).with_context(|| format!("the package of kernel {name} holds no bootable image"))
+        let name = match obtain(&directory, wanted) {
+            Ok(name) => name,
+            Err(error) => {
+                // A fresh machine has no package lists; with old ones, apt asks for versions that the archive has replaced.
+                println!("{error:#}\nreading apt's package lists and trying again");
+                host::apt_get(&["update"])?;
+                obtain(&directory, wanted)?
+            }
+        };
+        fs::write(&choice, &name).with_context(|| format!("cannot write {}", choice.display()))?;
+        Self::unpacked(&directory, &name).with_context(|| format!("the package of kernel {name} holds no bootable image"))
     }
 
     fn unpacked(directory: &Path, release: &str) -> Option<Self> {
@@ -110,6 +105,19 @@ impl Kernel {
             modules,
         })
     }
+}
+
+/// Chooses among what the distribution offers, and downloads that unless it is here; its release.
+fn obtain(directory: &Path, wanted: &Wanted) -> Result<String> {
+    let releases = available()?;
+    let release = wanted.choose(&releases).with_context(|| {
+        let known: Vec<&str> = releases.iter().map(|release| release.name.as_str()).collect();
+        format!("apt has no kernel {} for the guest; it has: {}", wanted.name(), known.join(", "))
+    })?;
+    if Kernel::unpacked(directory, &release.name).is_none() {
+        download(directory, release)?;
+    }
+    Ok(release.name.clone())
 }
 
 /// A kernel that the distribution offers.

@@ -109,7 +109,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 guest.extra(file)?;
             }
             let code = if command.is_empty() {
-                guest.interact("exec bash --norc -i")?
+                guest.interact("PS1='guest:\\w# ' exec bash --norc -i")?
             } else {
                 guest.run(&guest::script(&command), Duration::from_secs(timeout))?.code
             };

@@ -188,7 +188,7 @@ fn shell(world: &World, hosts: Vec<(&str, &Netns)>) -> Result {
     let mut names = Vec::new();
     for (name, netns) in hosts {
         let path = directory.join(name);
-        fs::write(&path, format!("#!/bin/sh\n{} \"$@\"\n", netns.shell_prefix()))
+        fs::write(&path, format!("#!/bin/sh\n[ $# -gt 0 ] || set -- bash\n{} \"$@\"\n", netns.shell_prefix()))
             .with_context(|| format!("cannot write {}", path.display()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
             .with_context(|| format!("cannot make {} a program", path.display()))?;
