@@ -90,9 +90,12 @@ fn prepare(resource: Resource, object: &mut Json) -> Result<String, Unusable> {
     Ok(key(resource, namespace.as_deref(), &name))
 }
 
-/// Adds what a server adds to every object; an object that was there keeps its identity.
+/// Adds what a server adds to every object; an object that was there keeps its identity, and one that was exported elsewhere brings it.
 fn finish(resource: Resource, mut object: Json, version: u64, before: Option<&Json>) -> Json {
-    let kept = |field: &str| before.and_then(|before| before.at(&["metadata", field])).cloned();
+    let kept = |field: &str| {
+        let of = |object: &Json| object.at(&["metadata", field]).cloned();
+        before.and_then(of).or_else(|| of(&object))
+    };
     let uid = kept("uid").unwrap_or_else(|| Json::String(uid(resource, version)));
     let created = kept("creationTimestamp").unwrap_or_else(|| Json::String(timestamp()));
     if let Some(metadata) = object.entry("metadata") {
