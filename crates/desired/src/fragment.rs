@@ -58,8 +58,8 @@ pub enum FrontendKind {
 struct Pool {
     port_name: Arc<str>,
     config: VirtualServerConfig,
-    /// By key.
-    real_servers: Box<[(RealServerKey, RealServer)]>,
+    /// In order. What there is to say of each beyond its key is the same for all.
+    real_servers: Box<[RealServerKey]>,
 }
 
 impl Frontend {
@@ -111,7 +111,6 @@ impl Fragment {
                     .extend(candidates.iter().filter(|(_, candidate)| candidate.local).map(|(key, _)| (*key, port.protocol)));
 
                 let mut pool = |reach| {
-                    let real_servers = endpoints::select(&candidates, reach);
                     builder.pools.push(Pool {
                         port_name: Arc::clone(&port.name),
                         config: VirtualServerConfig {
@@ -119,7 +118,7 @@ impl Fragment {
                             persistence: service.affinity,
                             ..VirtualServerConfig::new(config.scheduler, family)
                         },
-                        real_servers: real_servers.into_iter().map(|key| (key, RealServer::default())).collect(),
+                        real_servers: endpoints::select(&candidates, reach).into(),
                     });
                     builder.pools.len() - 1
                 };
@@ -163,7 +162,10 @@ impl Fragment {
     #[must_use]
     pub fn virtual_server(&self, key: &VirtualServerKey) -> Option<VirtualServer> {
         let pool = self.pool(key)?;
-        Some(VirtualServer { config: pool.config, real_servers: pool.real_servers.iter().copied().collect() })
+        Some(VirtualServer {
+            config: pool.config,
+            real_servers: pool.real_servers.iter().map(|key| (*key, RealServer::default())).collect(),
+        })
     }
 
     /// The name of the Service's port behind `key`; empty where the port has none.

@@ -1,6 +1,7 @@
 //! All fragments together: who has what, and what is wanted once or many times.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -20,12 +21,13 @@ pub struct Ledger {
     via: Via,
     sources: BTreeMap<Family, IpAddr>,
     fragments: BTreeMap<ServiceName, Fragment>,
-    /// Who claims a key, the owner first. Never empty.
-    claims: BTreeMap<VirtualServerKey, Vec<Claim>>,
-    /// The keys that more than one Service claims.
-    contested: BTreeSet<VirtualServerKey>,
-    members: BTreeMap<(Set, Member), usize>,
-    vips: BTreeMap<IpAddr, usize>,
+    owners: BTreeMap<VirtualServerKey, Claim>,
+    /// Who would take over the keys that more than one Service claims, in order. Never an empty list.
+    waiting: BTreeMap<VirtualServerKey, VecDeque<Claim>>,
+    /// How many want it.
+    members: BTreeMap<(Set, Member), u32>,
+    /// How many want it.
+    vips: BTreeMap<IpAddr, u32>,
     sets: BTreeMap<Set, Size>,
 }
 
@@ -81,8 +83,8 @@ impl Ledger {
             via: config.via,
             sources: BTreeMap::new(),
             fragments: BTreeMap::new(),
-            claims: BTreeMap::new(),
-            contested: BTreeSet::new(),
+            owners: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             members: BTreeMap::new(),
             vips: BTreeMap::new(),
             sets: config.families.iter().copied().flat_map(Set::of_family).map(|set| (set, empty)).collect(),
@@ -186,7 +188,7 @@ impl Ledger {
         State {
             rules: BTreeMap::new(),
             sets,
-            virtual_servers: self.claims.keys().filter_map(|key| Some((*key, self.virtual_server(key)?))).collect(),
+            virtual_servers: self.owners.keys().filter_map(|key| Some((*key, self.virtual_server(key)?))).collect(),
             vips: self.vips.keys().map(|vip| (Vip::new(*vip, self.via), self.source(*vip))).collect(),
         }
     }
@@ -223,15 +225,14 @@ impl Ledger {
 
     /// The keys that more than one Service claims, and who has them.
     pub fn conflicts(&self) -> impl Iterator<Item = Conflict> {
-        self.contested.iter().filter_map(|key| {
-            let (owner, waiting) = self.claims.get(key)?.split_first()?;
-            let waiting = waiting.iter().map(|claim| claim.service.clone()).collect();
-            Some(Conflict { key: *key, owner: owner.service.clone(), waiting })
+        self.waiting.iter().filter_map(|(key, waiting)| {
+            let owner = self.owner_name(key)?.clone();
+            Some(Conflict { key: *key, owner, waiting: waiting.iter().map(|claim| claim.service.clone()).collect() })
         })
     }
 
     fn owner_name(&self, key: &VirtualServerKey) -> Option<&ServiceName> {
-        Some(&self.claims.get(key)?.first()?.service)
+        Some(&self.owners.get(key)?.service)
     }
 
     fn virtual_server(&self, key: &VirtualServerKey) -> Option<model::VirtualServer> {
@@ -246,23 +247,36 @@ impl Ledger {
     }
 
     fn claim(&mut self, key: VirtualServerKey, claim: Claim) {
-        let claims = self.claims.entry(key).or_default();
-        let index = claims.partition_point(|other| *other < claim);
-        claims.reserve_exact(1);
-        claims.insert(index, claim);
-        if claims.len() > 1 {
-            self.contested.insert(key);
-        }
+        let waits = match self.owners.entry(key) {
+            Entry::Vacant(entry) => {
+                entry.insert(claim);
+                return;
+            }
+            Entry::Occupied(mut entry) if claim < *entry.get() => entry.insert(claim),
+            Entry::Occupied(_) => claim,
+        };
+        let waiting = self.waiting.entry(key).or_default();
+        let index = waiting.partition_point(|other| *other < waits);
+        waiting.insert(index, waits);
     }
 
     fn withdraw(&mut self, key: &VirtualServerKey, service: &ServiceName) {
-        let Some(claims) = self.claims.get_mut(key) else { return };
-        claims.retain(|claim| claim.service != *service);
-        if claims.len() < 2 {
-            self.contested.remove(key);
+        let mut next = None;
+        let owned = self.owner_name(key) == Some(service);
+        if let Some(waiting) = self.waiting.get_mut(key) {
+            if owned {
+                next = waiting.pop_front();
+            } else {
+                waiting.retain(|claim| claim.service != *service);
+            }
+            if waiting.is_empty() {
+                self.waiting.remove(key);
+            }
         }
-        if claims.is_empty() {
-            self.claims.remove(key);
+        if let Some(next) = next {
+            self.owners.insert(*key, next);
+        } else if owned {
+            self.owners.remove(key);
         }
     }
 

@@ -70,7 +70,15 @@ fn c3_internal_policy_local_never_leaves_the_node() {
                 "ports": [{"port": 80, "nodePort": 30080}],
             }),
         ),
-        slice("web-1", "web", 8080, json!([{"addresses": ["10.244.2.2"], "nodeName": "node-2"}])),
+        slice(
+            "web-1",
+            "web",
+            8080,
+            json!([
+                {"addresses": ["10.244.2.2"], "nodeName": "node-2"},
+                {"addresses": ["10.244.2.3"], "nodeName": "node-2", "conditions": {"ready": false, "serving": true, "terminating": true}},
+            ]),
+        ),
     ]);
     assert_eq!(node.real_servers("TCP 10.96.0.10:80"), Vec::<String>::new());
     assert_eq!(node.real_servers("TCP 172.18.0.11:30080"), ["10.244.2.2:8080"]);

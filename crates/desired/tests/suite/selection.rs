@@ -33,6 +33,15 @@ fn of_two_descriptions_the_livelier_counts_in_either_order() {
     }
 }
 
+/// A pod that publishes itself before it is ready is called ready while it terminates, too.
+#[test]
+fn what_still_lives_counts_before_what_claims_to_be_ready() {
+    let dying = json!([endpoint("10.244.1.2", true, true, true)]);
+    let starting = json!([endpoint("10.244.1.2", false, false, false)]);
+    assert_eq!(serving(&[slice("a", "web", 80, dying.clone())]), ["10.244.1.2:80"]);
+    assert_eq!(serving(&[slice("a", "web", 80, dying), slice("b", "web", 80, starting)]), Vec::<String>::new());
+}
+
 #[test]
 fn terminating_endpoints_are_the_last_resort_and_dead_ones_none() {
     let ready = endpoint("10.244.1.1", true, true, false);
