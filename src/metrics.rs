@@ -117,14 +117,16 @@ impl Metrics {
         })
     }
 
-    /// Counts a pass that took `duration`; `complete` when the kernel now holds all that is desired.
-    pub(crate) fn count_pass(&self, pass: Pass, duration: Duration, complete: bool) {
-        self.syncs.with_label_values(&[pass.label(), if complete { "success" } else { "error" }]).inc();
+    /// Counts a pass that took `duration`; `success` when the kernel took all of it.
+    pub(crate) fn count_pass(&self, pass: Pass, duration: Duration, success: bool) {
+        self.syncs.with_label_values(&[pass.label(), if success { "success" } else { "error" }]).inc();
         self.sync_duration.observe(duration.as_secs_f64());
-        if complete {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            self.last_success.set(now.as_secs_f64());
-        }
+    }
+
+    /// Notes that the kernel now holds all that is desired.
+    pub(crate) fn count_complete(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.last_success.set(now.as_secs_f64());
     }
 
     /// The exposition text, in version 0.0.4 of the format.
@@ -151,6 +153,7 @@ mod tests {
     fn names_carry_the_prefix_and_counts_add_up() {
         let metrics = Metrics::new().unwrap();
         metrics.count_pass(Pass::Start, Duration::from_millis(3), true);
+        metrics.count_complete();
         metrics.count_pass(Pass::Change, Duration::from_millis(1), false);
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();
         assert!(text.contains("kube_ipvs_syncs_total{pass=\"start\",result=\"success\"} 1"), "{text}");

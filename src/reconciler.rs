@@ -239,7 +239,10 @@ impl Reconciler {
         } else {
             self.audit_soon();
         }
-        self.metrics.count_pass(pass, begun.elapsed(), self.complete && self.refused.is_empty());
+        self.metrics.count_pass(pass, begun.elapsed(), report.failures.is_empty());
+        if self.complete && self.refused.is_empty() {
+            self.metrics.count_complete();
+        }
         self.count_objects();
         let (steps, undone) = (plan.len(), report.undone());
         if plan.is_empty() {

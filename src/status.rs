@@ -63,20 +63,14 @@ fn names_of_agent(socket: &Path) -> anyhow::Result<Names> {
     let ask = async {
         let stream = UnixStream::connect(socket).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        // What goes wrong with the connection, the request says as well.
+        tokio::spawn(connection);
         let request = Request::get(NAMES_PATH).header("host", "localhost").body(Empty::<Bytes>::new())?;
-        let answer = async {
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            anyhow::ensure!(status.is_success(), "the agent answered {status}");
-            let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await.map_err(anyhow::Error::from_boxed)?;
-            Ok(serde_json::from_slice(&body.to_bytes())?)
-        };
-        tokio::select! {
-            // The connection makes progress only while it is polled; it ends after the answer.
-            biased;
-            answer = answer => answer,
-            ended = connection => Err(ended.err().map_or_else(|| anyhow::anyhow!("the agent hung up"), Into::into)),
-        }
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        anyhow::ensure!(status.is_success(), "the agent answered {status}");
+        let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await.map_err(anyhow::Error::from_boxed)?;
+        Ok(serde_json::from_slice(&body.to_bytes())?)
     };
     runtime.block_on(async { tokio::time::timeout(TIMEOUT, ask).await.context("the agent takes too long")? })
 }
