@@ -11,8 +11,12 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// Recorded seconds pass this fast. Slow enough that the order of changes and bookmarks is never in doubt.
-const SECOND: Duration = Duration::from_millis(50);
+/// Recorded seconds pass this fast; slow enough that the order of changes and bookmarks is not in doubt on a busy machine.
+const SECOND: Duration = Duration::from_millis(200);
+
+fn brisk() -> Options {
+    Options { second: SECOND, ..Options::default() }
+}
 
 struct Recording {
     request: String,
@@ -59,7 +63,7 @@ fn name(object: &Json) -> &str {
 
 /// A double that holds the objects of a recorded list, as they were, and around them those that the list's selectors left out.
 async fn holding(resource: Resource, list: &str, all: &str, options: Options) -> ApiServer {
-    let server = ApiServer::start(Options { second: SECOND, ..options }).await.unwrap();
+    let server = ApiServer::start(options).await.unwrap();
     let listed = if list.is_empty() { Vec::new() } else { items(&recording(list).body.concat()) };
     for mut object in recorded_objects(all) {
         if !listed.iter().any(|listed| name(listed) == name(&object)) {
@@ -138,29 +142,29 @@ async fn assert_list_replays(file: &str, server: &ApiServer) {
 
 #[tokio::test]
 async fn lists_with_the_selectors_of_the_agent() {
-    let server = holding(Resource::Services, "list-services", "services", Options::default()).await;
+    let server = holding(Resource::Services, "list-services", "services", brisk()).await;
     server.advance_to(360);
     assert_list_replays("list-services", &server).await;
 
-    let server = holding(Resource::EndpointSlices, "list-endpointslices", "endpointslices", Options::default()).await;
+    let server = holding(Resource::EndpointSlices, "list-endpointslices", "endpointslices", brisk()).await;
     server.advance_to(360);
     assert_list_replays("list-endpointslices", &server).await;
 }
 
 #[tokio::test]
 async fn lists_by_label_value_and_by_name() {
-    let server = holding(Resource::EndpointSlices, "list-endpointslices-web", "endpointslices", Options::default()).await;
+    let server = holding(Resource::EndpointSlices, "list-endpointslices-web", "endpointslices", brisk()).await;
     server.advance_to(368);
     assert_list_replays("list-endpointslices-web", &server).await;
 
-    let server = holding(Resource::Nodes, "list-node", "nodes", Options::default()).await;
+    let server = holding(Resource::Nodes, "list-node", "nodes", brisk()).await;
     server.advance_to(360);
     assert_list_replays("list-node", &server).await;
 }
 
 #[tokio::test]
 async fn pages_and_their_tokens() {
-    let server = holding(Resource::Services, "list-services", "services", Options::default()).await;
+    let server = holding(Resource::Services, "list-services", "services", brisk()).await;
     server.advance_to(360);
     assert_list_replays("list-services-page-1", &server).await;
     assert_list_replays("list-services-page-2", &server).await;
@@ -168,7 +172,7 @@ async fn pages_and_their_tokens() {
 
 #[tokio::test]
 async fn a_page_is_read_at_the_version_of_the_first() {
-    let server = holding(Resource::Services, "list-services", "services", Options::default()).await;
+    let server = holding(Resource::Services, "list-services", "services", brisk()).await;
     server.advance_to(360);
     let recorded = recording("list-services-page-2");
     server.delete(Resource::Services, "shop", "web-close");
@@ -177,14 +181,14 @@ async fn a_page_is_read_at_the_version_of_the_first() {
 
 #[tokio::test]
 async fn version_zero_ignores_the_limit() {
-    let server = holding(Resource::Services, "list-services-rv0", "services", Options::default()).await;
+    let server = holding(Resource::Services, "list-services-rv0", "services", brisk()).await;
     server.advance_to(416);
     assert_list_replays("list-services-rv0", &server).await;
 }
 
 #[tokio::test]
 async fn an_expired_token_gets_one_that_works() {
-    let server = holding(Resource::Services, "list-services", "services", Options::default()).await;
+    let server = holding(Resource::Services, "list-services", "services", brisk()).await;
     server.advance_to(500);
     server.compact();
     let recorded = recording("list-services-expired-continue");
@@ -199,7 +203,7 @@ async fn an_expired_token_gets_one_that_works() {
 
 #[tokio::test]
 async fn an_exact_version_before_everything_is_empty() {
-    let server = holding(Resource::Services, "list-services", "services", Options::default()).await;
+    let server = holding(Resource::Services, "list-services", "services", brisk()).await;
     assert_list_replays("list-exact-expired", &server).await;
     server.compact();
     let request = recording("list-exact-expired").request;
@@ -255,7 +259,7 @@ async fn events_are_checked_stored_and_listed() {
 
 #[tokio::test]
 async fn a_version_ahead_opens_a_watch_and_refuses_a_list() {
-    let server = ApiServer::start(Options { second: SECOND, ..Options::default() }).await.unwrap();
+    let server = ApiServer::start(brisk()).await.unwrap();
     assert_list_replays("future-resource-version", &server).await;
     let reply = send(&server, "GET /api/v1/services?resourceVersion=99999999&resourceVersionMatch=NotOlderThan", "").await;
     assert_eq!(reply.status, "HTTP/1.1 504 Gateway Timeout");
@@ -268,7 +272,7 @@ async fn a_version_ahead_opens_a_watch_and_refuses_a_list() {
 
 #[tokio::test]
 async fn changes_are_watched_and_leaving_a_selector_is_a_deletion() {
-    let server = holding(Resource::Services, "list-services", "services", Options::default()).await;
+    let server = holding(Resource::Services, "list-services", "services", brisk()).await;
     server.advance_to(360);
     let recorded = recording("watch-services");
     let object = |line: usize| recorded.body[line].parse::<Json>().unwrap().get("object").unwrap().clone();
@@ -292,7 +296,7 @@ async fn changes_are_watched_and_leaving_a_selector_is_a_deletion() {
 
 #[tokio::test]
 async fn a_flip_of_readiness_is_two_changes() {
-    let server = holding(Resource::EndpointSlices, "list-endpointslices-web", "endpointslices", Options::default()).await;
+    let server = holding(Resource::EndpointSlices, "list-endpointslices-web", "endpointslices", brisk()).await;
     server.advance_to(368);
     let recorded = recording("watch-endpointslices-readiness-flip");
     let object = |line: usize| recorded.body[line].parse::<Json>().unwrap().get("object").unwrap().clone();
@@ -307,8 +311,13 @@ async fn a_flip_of_readiness_is_two_changes() {
 
 #[tokio::test]
 async fn bookmarks_come_each_minute_and_before_the_end() {
-    let server =
-        holding(Resource::Services, "list-services", "services", Options { bookmark_seconds: 60, ..Options::default() }).await;
+    let server = holding(
+        Resource::Services,
+        "list-services",
+        "services",
+        Options { second: Duration::from_millis(40), ..Options::default() },
+    )
+    .await;
     server.advance_to(410);
     let recorded = recording("watch-bookmark-periodic");
     let reply = send(&server, &recorded.request, "").await;
@@ -318,7 +327,7 @@ async fn bookmarks_come_each_minute_and_before_the_end() {
 
 #[tokio::test]
 async fn an_expired_watch_fails_inside_a_success() {
-    let server = holding(Resource::Services, "list-services", "services", Options::default()).await;
+    let server = holding(Resource::Services, "list-services", "services", brisk()).await;
     server.advance_to(440);
     server.compact_to(431);
     assert_list_replays("watch-expired", &server).await;
@@ -326,7 +335,7 @@ async fn an_expired_watch_fails_inside_a_success() {
 
 #[tokio::test]
 async fn streaming_lists_end_with_the_annotated_bookmark() {
-    let server = holding(Resource::Services, "list-services", "services", Options::default()).await;
+    let server = holding(Resource::Services, "list-services", "services", brisk()).await;
     server.advance_to(401);
     assert_list_replays("watch-initial-events", &server).await;
 }
@@ -351,7 +360,7 @@ async fn every_recording_is_replayed() {
 
 #[tokio::test]
 async fn faults_happen_once_each_and_in_order() {
-    let server = holding(Resource::Services, "", "services", Options::default()).await;
+    let server = holding(Resource::Services, "", "services", brisk()).await;
     server.fail_next(Verb::List, Resource::Services, 2, Fault::Status(429));
     server.fail_next(Verb::List, Resource::Services, 1, Fault::ErrorLine(410));
     let request = "GET /api/v1/services";
@@ -363,7 +372,7 @@ async fn faults_happen_once_each_and_in_order() {
 
 #[tokio::test]
 async fn remaining_items_are_counted_where_nothing_is_filtered() {
-    let server = holding(Resource::Services, "", "services", Options::default()).await;
+    let server = holding(Resource::Services, "", "services", brisk()).await;
     let reply = send(&server, "GET /api/v1/services?limit=7", "").await;
     assert!(reply.body.contains(r#","remainingItemCount":11},"items""#), "{}", &reply.body[..200]);
 }
