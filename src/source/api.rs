@@ -11,7 +11,7 @@ pub(crate) use client::connect;
 
 use super::selection::selectors;
 use super::{Closed, Event, Events, Kind, Object, tell, unknown_node};
-use backoff::Backoff;
+use backoff::{Backoff, random_in};
 use futures::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -20,6 +20,7 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use std::fmt::Debug;
 use std::ops::ControlFlow;
+use std::ops::RangeInclusive;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -30,8 +31,9 @@ use tokio::time::{sleep, timeout};
 pub(crate) struct Tuning {
     /// Objects per page of a paged list.
     pub(crate) page_size: u32,
-    /// Seconds after which the server ends a watch. Below 300, where proxies and load balancers tend to cut idle connections.
-    pub(crate) watch_seconds: u32,
+    /// Seconds after which the server ends a watch, picked anew for each stream, so that nodes that began together do not go on in step.
+    /// Below 300, where proxies and load balancers tend to cut idle connections.
+    pub(crate) watch_seconds: RangeInclusive<u32>,
     /// How long a listing may stand still before it is given up.
     pub(crate) patience: Duration,
     /// The first and the longest wait after an error.
@@ -42,7 +44,7 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             page_size: 500,
-            watch_seconds: 290,
+            watch_seconds: 240..=290,
             // API servers give up on a list after 60 s themselves.
             patience: Duration::from_secs(60),
             backoff: (Duration::from_millis(800), Duration::from_secs(30)),
@@ -106,7 +108,7 @@ impl ApiSource {
         let config = watcher::Config {
             label_selector: selectors.labels,
             field_selector: selectors.fields,
-            ..watcher::Config::default().timeout(self.tuning.watch_seconds).page_size(self.tuning.page_size)
+            ..watcher::Config::default().timeout(random_in(&self.tuning.watch_seconds)).page_size(self.tuning.page_size)
         };
         if streaming { config.streaming_lists() } else { config }
     }

@@ -1,6 +1,7 @@
 //! Waiting longer and longer after errors, and never in step with other nodes.
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 /// Doubles the wait with each error, between a first and a longest one.
@@ -42,11 +43,17 @@ impl Backoff {
     }
 }
 
-/// Between half of `step` and all of it. The standard library seeds its hashers at random, which is as much randomness as this needs.
+/// Between half of `step` and all of it.
 fn jittered(step: Duration) -> Duration {
-    let random = RandomState::new().hash_one(step) % 1_000;
     let half = step / 2;
-    half + half.mul_f64(f64::from(u32::try_from(random).unwrap_or(0)) / 1_000.0)
+    half + half.mul_f64(f64::from(random_in(&(0..=1_000))) / 1_000.0)
+}
+
+/// Some number of the range. The standard library seeds its hashers at random, which is as much randomness as pacing needs.
+pub(super) fn random_in(range: &RangeInclusive<u32>) -> u32 {
+    let (first, last) = (*range.start(), *range.end());
+    let count = u64::from(last.saturating_sub(first)) + 1;
+    first + u32::try_from(RandomState::new().hash_one(range) % count).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ const LONG: Duration = Duration::from_secs(30);
 fn hasty() -> Tuning {
     Tuning {
         page_size: 3,
-        watch_seconds: 200,
+        watch_seconds: 200..=200,
         patience: Duration::from_secs(5),
         backoff: (Duration::from_millis(20), Duration::from_millis(100)),
     }
@@ -397,6 +397,13 @@ async fn unknown_credentials_are_named() {
 }
 
 #[tokio::test]
+async fn watches_of_many_nodes_do_not_end_in_step() {
+    let source = ApiSource::new(client(&server(Options::default()).await).await, "node-1".to_owned(), Tuning::default());
+    let timeouts: BTreeSet<u32> = (0..200).filter_map(|_| source.config(Kind::Node, true).timeout).collect();
+    assert!(timeouts.len() > 10 && timeouts.iter().all(|timeout| (240..=290).contains(timeout)), "{timeouts:?}");
+}
+
+#[tokio::test]
 async fn an_unknown_node_is_named() {
     let server = ApiServer::start(Options::default()).await.unwrap();
     server.apply(node("node-2")).unwrap();
@@ -436,7 +443,7 @@ async fn a_server_that_says_nothing_is_not_waited_for() {
 async fn a_watch_without_a_word_is_opened_again() {
     let server = server(Options::default()).await;
     // kube allows a watch its timeout and 5 s more.
-    let mut agent = Agent::start(&server, Tuning { watch_seconds: 1, ..hasty() }).await;
+    let mut agent = Agent::start(&server, Tuning { watch_seconds: 1..=1, ..hasty() }).await;
     agent.until_all_are_listed().await;
     server.fail_next(Verb::Watch, Resource::Services, 1, Fault::Silent);
     server.end_watches(Resource::Services);
@@ -484,6 +491,22 @@ async fn a_server_that_is_not_there_is_waited_for() {
     }
     back.as_ref().unwrap().apply(service("web", 80)).unwrap();
     agent.until(|agent| agent.listed.len() == 3 && agent.names(Kind::Service) == ["web"]).await;
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_speak_tls_is_trouble_and_no_more() {
+    let server = server(Options::default()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kubeconfig");
+    std::fs::write(&path, server.kubeconfig().replace("http://", "https://")).unwrap();
+    let mut agent = Agent::with(connect(Some(&path)).await.unwrap(), hasty());
+    agent.until(|agent| !agent.troubles.is_empty()).await;
+    assert!(
+        agent.troubles[0].starts_with("cannot watch ") && agent.troubles[0].ends_with("; trying again"),
+        "{:?}",
+        agent.troubles
+    );
+    println!("{}", agent.troubles[0]);
 }
 
 #[tokio::test]
