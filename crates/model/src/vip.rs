@@ -34,7 +34,8 @@ impl Vip {
 
 impl fmt::Display for Vip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{} as a {} on {DEVICE}", self.address, self.family().bits(), self.via)
+        let article = if self.via == Via::Address { "an" } else { "a" };
+        write!(f, "{}/{} as {article} {} on {DEVICE}", self.address, self.family().bits(), self.via)
     }
 }
 

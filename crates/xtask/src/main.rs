@@ -58,6 +58,12 @@ enum Command {
         #[arg(long)]
         filter: Option<String>,
     },
+    /// Run the API server double in the foreground, for kubectl or an agent to look at
+    Apiserver {
+        /// The arguments of the double, such as `--manifests PATH`; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Run a command in the guest, with kube-ipvs, probe and the network tools on its PATH, and exit with its code
     Guest {
         /// Guest kernel: `base`, `newest`, or a series such as 6.1
@@ -93,6 +99,15 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo { shell: _, host: true, .. } => demo::on_host(),
         Command::Demo { shell, host: false, kernel } => demo::in_guest(&kernel, shell),
         Command::Test { tiers, filter } => tiers::run(&tiers, filter.as_deref()),
+        Command::Apiserver { arguments } => {
+            // Paths among the arguments are relative to where the user is, which is where cargo left this program.
+            let status = build::cargo(&["build", "--quiet", "--package", "apiserver"]).status()?;
+            if !status.success() {
+                anyhow::bail!("the API server double does not build (see above)");
+            }
+            let status = std::process::Command::new(build::target_dir().join("debug/apiserver")).args(arguments).status()?;
+            Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+        }
         Command::Guest { kernel, add, no_build, timeout, command } => {
             host::prepare(host::GUEST_TOOLS)?;
             if !no_build {

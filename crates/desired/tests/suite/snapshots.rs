@@ -51,7 +51,7 @@ fn vips_as_addresses_have_no_source() {
     add KUBE-LOOP-BACK 10.244.1.3,tcp:8080,10.244.1.3
     add KUBE-CLUSTER-IP 10.96.0.10,tcp:80
     add KUBE-IPVS-IPS 10.96.0.10
-    10.96.0.10/32 as a address on kube-ipvs0
+    10.96.0.10/32 as an address on kube-ipvs0
     ");
 }
 
