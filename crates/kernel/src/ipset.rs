@@ -11,8 +11,8 @@ use wire::ipset::{AdtList, Ipset as Codec, ListScope, get_protocol, parse_protoc
 use crate::socket::Socket;
 use crate::{Error, Report};
 
-/// A socket to the ipsets of this network namespace.
-pub(crate) struct Ipset {
+/// The ipsets of this network namespace. A [`Kernel`](crate::Kernel) has one; by itself it does without IPVS.
+pub struct Ipset {
     codec: Codec,
     socket: Socket,
     /// The revision of each type to make sets with: the highest that this kernel and this program know.
@@ -36,7 +36,11 @@ const MIN_BUCKETS: usize = 1024;
 const EINVAL: i32 = 22;
 
 impl Ipset {
-    pub(crate) fn open() -> Result<Self, Error> {
+    /// Opens a socket.
+    ///
+    /// # Errors
+    /// When the kernel has no ipset.
+    pub fn open() -> Result<Self, Error> {
         let mut socket = Socket::for_requests(NlFamily::Netfilter, "ipset")?;
         let missing = || {
             Error::missing_feature(
@@ -53,8 +57,11 @@ impl Ipset {
         Ok(Self { codec, socket, revisions: BTreeMap::new() })
     }
 
-    /// Those of our sets that exist. One of our names with another layout is an error: it cannot be used, and is not ours to destroy.
-    pub(crate) fn observe(&mut self) -> Result<BTreeMap<Set, SetState>, Error> {
+    /// Those of our sets that exist.
+    ///
+    /// # Errors
+    /// When they cannot be read in full, or a set with one of our names has another layout: it cannot be used, and is not ours to destroy.
+    pub fn observe(&mut self) -> Result<BTreeMap<Set, SetState>, Error> {
         let mut sets = BTreeMap::new();
         for set in Family::ALL.into_iter().flat_map(Set::of_family) {
             if let Some(state) = self.observe_set(set)? {
@@ -78,7 +85,8 @@ impl Ipset {
                 let part = parse_set(payload)?;
                 if let Some(header) = part.header {
                     if header.kind() != Some(set.kind()) || header.family != Some(set.family) {
-                        found.other_layout = Some(header.type_name.to_owned());
+                        let family = header.family.map_or_else(|| "of no family".to_owned(), |family| family.to_string());
+                        found.other_layout = Some(format!("{} {family}", header.type_name));
                     }
                     found.state.capacity = header.maxelem.unwrap_or_default();
                 }
@@ -92,7 +100,11 @@ impl Ipset {
         match found {
             Ok(Found { other_layout: Some(layout), .. }) => Err(Error::missing_feature(
                 format!("the set {set}"),
-                format!("it exists with another layout ({layout}) than {}; destroy it, or what made it", set.kind().name()),
+                format!(
+                    "it exists as {layout} and has to be {} {}; stop what made it, then run `ipset destroy {set}`",
+                    set.kind().name(),
+                    set.family
+                ),
             )),
             Ok(found) => Ok(Some(found.state)),
             Err(error) if error.is_gone() => Ok(None),
@@ -101,7 +113,7 @@ impl Ipset {
     }
 
     /// Carries out those of `steps` that are about sets; each comes with its place in the plan.
-    pub(crate) fn apply(&mut self, steps: &[(usize, &Step)], report: &mut Report) {
+    pub fn apply(&mut self, steps: &[(usize, &Step)], report: &mut Report) {
         for (index, step) in steps {
             let done = match step {
                 Step::CreateSet { set, capacity, expected } => self.create(set.name(), *set, *capacity, *expected),

@@ -36,15 +36,15 @@ use std::collections::BTreeSet;
 use model::{Family, State};
 
 pub use error::Error;
+pub use ipset::Ipset;
 pub use ipvs::{Listing, Table};
 pub use monitor::{Monitor, Notice};
 pub use preflight::supported_families;
 pub use report::{Failure, Report};
 pub use rules::Flavour;
+pub use vips::Vips;
 
-use ipset::Ipset;
 use ipvs::Ipvs;
-use vips::Vips;
 
 /// The kernel of this network namespace: its IPVS table, ipsets, VIPs and packet rules.
 pub struct Kernel {
@@ -77,12 +77,24 @@ impl Kernel {
         self.flavour
     }
 
-    /// Whether MASQUERADE takes `--random-fully` on this node.
+    /// Whether MASQUERADE takes `--random-fully` on this node. Rules of ours that are there already tell; only where there are none is
+    /// it tried, so that a restart writes nothing.
     ///
     /// # Errors
-    /// When packet rules cannot be installed at all.
-    pub fn probe_random_fully(&self) -> Result<bool, Error> {
-        self.families.iter().try_fold(true, |all, family| Ok(all && self.flavour.probe_random_fully(*family)?))
+    /// When packet rules cannot be read, or not be installed at all.
+    pub fn has_random_fully(&self) -> Result<bool, Error> {
+        for family in &self.families {
+            let installed = self.flavour.observe(*family)?;
+            let mut masquerade = installed.chains.values().flatten().filter(|rule| rule.contains("-j MASQUERADE")).peekable();
+            let supported = match masquerade.peek() {
+                Some(_) => masquerade.any(|rule| rule.contains("--random-fully")),
+                None => self.flavour.probe_random_fully(*family)?,
+            };
+            if !supported {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Everything there is: packet rules, sets and VIPs that are ours, and all virtual servers.

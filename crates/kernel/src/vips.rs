@@ -14,22 +14,29 @@ use crate::pipeline::{Outcome, Pipeline};
 use crate::socket::{Refusal, Socket};
 use crate::{Error, Report};
 
-/// A socket to the links, addresses and routes of this network namespace.
-pub(crate) struct Vips {
+/// The VIPs of this network namespace. A [`Kernel`](crate::Kernel) has one; by itself it does without IPVS.
+pub struct Vips {
     socket: Socket,
 }
 
 const EOPNOTSUPP: i32 = 95;
 
 impl Vips {
-    pub(crate) fn open() -> Result<Self, Error> {
+    /// Opens a socket.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn open() -> Result<Self, Error> {
         let socket = Socket::for_requests(NlFamily::Route, "route")?;
         socket.check_strictly();
         Ok(Self { socket })
     }
 
-    /// The VIPs of these families that are bound to our device, and by which means.
-    pub(crate) fn observe(&mut self, families: &BTreeSet<Family>) -> Result<BTreeMap<Vip, Option<IpAddr>>, Error> {
+    /// The VIPs of these families that are bound to our device, and by which means; none without the device.
+    ///
+    /// # Errors
+    /// When they cannot be read in full, or what has the device's name is no dummy device.
+    pub fn observe(&mut self, families: &BTreeSet<Family>) -> Result<BTreeMap<Vip, Option<IpAddr>>, Error> {
         let mut vips = BTreeMap::new();
         let Some(device) = self.device()? else { return Ok(vips) };
         for family in families {
@@ -61,17 +68,17 @@ impl Vips {
         Ok(vips)
     }
 
-    /// The addresses of all interfaces, each with its interface's name.
-    pub(crate) fn interfaces(&mut self) -> Result<Vec<(String, IpAddr)>, Error> {
-        let names: BTreeMap<u32, String> = self.socket.dump(
-            "listing links",
-            rtnl::get_links,
-            |names: &mut BTreeMap<u32, String>, _, payload| {
+    /// The addresses of all interfaces, each with its interface's name. IPv6 addresses that the node cannot speak from yet are left out.
+    ///
+    /// # Errors
+    /// When they cannot be read in full.
+    pub fn interfaces(&mut self) -> Result<Vec<(String, IpAddr)>, Error> {
+        let names: BTreeMap<u32, String> =
+            self.socket.dump("listing links", rtnl::get_links, |names: &mut BTreeMap<u32, String>, _, payload| {
                 let link = rtnl::parse_link(payload)?;
                 names.insert(link.index, link.name);
                 Ok(())
-            },
-        )?;
+            })?;
         let addresses = self.addresses(None)?;
         // An address whose link went in between has gone with it.
         let named = |address: &Address| Some((names.get(&address.link)?.clone(), address.address));
@@ -90,7 +97,7 @@ impl Vips {
     }
 
     /// Carries out those of `steps` that are about VIPs; each comes with its place in the plan.
-    pub(crate) fn apply(&mut self, steps: &[(usize, &Step)], report: &mut Report) {
+    pub fn apply(&mut self, steps: &[(usize, &Step)], report: &mut Report) {
         let binds = steps.iter().any(|(_, step)| matches!(step, Step::BindVip { .. } | Step::RebindVip { .. }));
         let device = match if binds { self.ensure_device().map(Some) } else { self.device() } {
             Ok(Some(device)) => device,
