@@ -42,9 +42,6 @@ pub(crate) struct Run {
     #[arg(long, env = "NODE_NAME", alias = "hostname-override", value_name = "NAME")]
     pub(crate) node_name: Option<String>,
 
-    #[command(flatten)]
-    pub(crate) proxy: Proxy,
-
     /// Synchronise once and exit; with 5 if an object was refused or could not be read
     #[arg(long)]
     pub(crate) once: bool,
@@ -72,6 +69,10 @@ pub(crate) struct Run {
     /// What to log: error, warn, info, debug, trace, or directives as in `kube_ipvs=debug,kube=info`
     #[arg(long, default_value = "info", value_name = "FILTER")]
     pub(crate) log_level: String,
+
+    // Last, because its heading holds for every flag after it.
+    #[command(flatten)]
+    pub(crate) proxy: Proxy,
 }
 
 /// Where Services, EndpointSlices and Nodes come from. Without either flag: the API server of the cluster this pod runs in.

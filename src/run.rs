@@ -41,6 +41,11 @@ const NAMES_TIMEOUT: Duration = Duration::from_secs(4);
 pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
     let node_name = node::name(arguments.node_name.as_deref())?;
     let config = config(&arguments.proxy, &node_name)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let tasks = LocalSet::new();
+    let (sender, events) = mpsc::channel(EVENTS);
+    // Before the kernel, so that a mistake on the command line is not hidden behind what the node lacks.
+    let source = tasks.block_on(&runtime, source(arguments, &node_name, sender))?;
     let kernel = Kernel::open(&config.families).map_err(|error| kernel_ending(&error))?;
     let random_fully = kernel.probe_random_fully().map_err(|error| kernel_ending(&error))?;
     info!(
@@ -62,10 +67,7 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
     let (health, reconciler) = reconciler::spawn(kernel, settings, mailbox.clone(), metrics.clone())?;
 
     let agent = Agent::new(config, RuleOptions { random_fully }, mailbox.clone(), metrics.clone());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    let outcome = LocalSet::new().block_on(&runtime, async {
-        let (sender, events) = mpsc::channel(EVENTS);
-        let source = source(arguments, &node_name, sender).await?;
+    let outcome = tasks.block_on(&runtime, async {
         serve(arguments, &mailbox, &metrics, &health)?;
         follow(arguments.once, agent, source, events, addresses, health).await
     });
