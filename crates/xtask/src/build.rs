@@ -35,7 +35,7 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
 
 /// Builds the agent and the programs of the test kit.
 pub(crate) fn binaries() -> Result<()> {
-    let status = cargo(&["build", "--quiet", "--package", "kube-ipvs", "--package", "testkit", "--bins"])
+    let status = cargo(&["build", "--quiet", "--package", "kube-ipvs", "--package", "testkit", "--package", "apiserver", "--bins"])
         .status()
         .context("cannot run cargo")?;
     if !status.success() {

@@ -114,7 +114,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 build::binaries()?;
             }
             let mut guest = Guest::new(&kernel)?;
-            for name in ["kube-ipvs", "probe", "demo"] {
+            for name in ["kube-ipvs", "probe", "demo", "apiserver"] {
                 let program = build::target_dir().join("debug").join(name);
                 if program.exists() {
                     guest.program(&program, name)?;

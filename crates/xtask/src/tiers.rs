@@ -191,7 +191,7 @@ fn in_guest(wanted: &Wanted, filter: Option<&str>) -> Result<Counts> {
     }
     let mut guest = Guest::new(wanted)?;
     println!("Linux {}", guest.release());
-    for name in ["kube-ipvs", "probe", "demo"] {
+    for name in ["kube-ipvs", "probe", "demo", "apiserver"] {
         guest.program(&build::target_dir().join("debug").join(name), name)?;
     }
     let mut script = String::from("result=0\n");

@@ -40,7 +40,7 @@ pub const EXT_V4: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 100);
 pub const EXT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, 0x100);
 
 /// The pod networks of all nodes, for the agent.
-const CLUSTER_CIDR: &str = "10.244.0.0/16,fd00:244::/56";
+const NODE_ARGUMENTS: [&str; 4] = ["--node-name", "node", "--cluster-cidr", "10.244.0.0/16,fd00:244::/56"];
 
 /// A server listens some milliseconds after it was started; in an emulated guest with several tests at once, some hundred.
 const START: Duration = Duration::from_secs(20);
@@ -291,12 +291,24 @@ impl World {
     /// # Errors
     /// When it cannot be started. That it came up is for the test to see.
     pub fn agent(&self, arguments: &[&str]) -> Result<Agent> {
+        self.start_agent(&["--manifests", &self.manifests().display().to_string()], arguments)
+    }
+
+    /// Starts the agent on node against an API server, with further arguments.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn agent_of_cluster(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<Agent> {
+        self.start_agent(&["--kubeconfig", &kubeconfig.display().to_string()], arguments)
+    }
+
+    fn start_agent(&self, source: &[&str], arguments: &[&str]) -> Result<Agent> {
         let log = self.node.log_file("agent");
         if let Ok(mut logs) = self.agent_logs.lock() {
             logs.push(log.clone());
         }
         let mut command = self.node.command(agent::program());
-        command.args(self.run_arguments()).args(arguments);
+        command.arg("run").args(source).args(NODE_ARGUMENTS).args(arguments);
         Ok(Agent(Process::start(&mut command, log)?))
     }
 
@@ -306,7 +318,15 @@ impl World {
     /// When it cannot be run. That it failed is data.
     pub fn run_once(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = self.node.command(agent::program());
-        command.args(self.run_arguments()).arg("--once").args(arguments).output().context("cannot run the agent")
+        command
+            .arg("run")
+            .arg("--manifests")
+            .arg(self.manifests())
+            .args(NODE_ARGUMENTS)
+            .arg("--once")
+            .args(arguments)
+            .output()
+            .context("cannot run the agent")
     }
 
     /// Runs another command of the agent's program on node, such as `status`; its output.
@@ -317,11 +337,6 @@ impl World {
         let program = agent::program();
         let program = program.to_str().context("the agent's path is no text")?;
         self.node.exec(&[&[program], arguments].concat())
-    }
-
-    fn run_arguments(&self) -> Vec<String> {
-        let manifests = self.manifests().display().to_string();
-        ["run", "--manifests", &manifests, "--node-name", "node", "--cluster-cidr", CLUSTER_CIDR].map(str::to_owned).to_vec()
     }
 
     fn add_namespace(&self, netns: &Netns, settings: &str) -> Result {
