@@ -47,7 +47,7 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
     // Before the kernel, so that a mistake on the command line is not hidden behind what the node lacks.
     let source = tasks.block_on(&runtime, source(arguments, &node_name, sender))?;
     let kernel = Kernel::open(&config.families).map_err(|error| kernel_ending(&error))?;
-    let random_fully = kernel.probe_random_fully().map_err(|error| kernel_ending(&error))?;
+    let random_fully = kernel.has_random_fully().map_err(|error| kernel_ending(&error))?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
         node = node_name,
