@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use cli::{Cli, Command, LogFormat, Run};
 use exit::{Ending, Exit};
@@ -43,12 +44,23 @@ fn main() -> ExitCode {
 }
 
 fn log_to_stderr(arguments: &Run) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&arguments.log_level)
-        .map_err(|error| Ending::error(Exit::Usage, format!("--log-level {}: {error}", arguments.log_level)))?;
+    let filter = log_filter(&arguments.log_level).ok_or_else(|| {
+        let level = &arguments.log_level;
+        let sentence = format!(
+            "--log-level {level:?}: expected off, error, warn, info, debug or trace, or directives such as kube_ipvs=debug,kube=info"
+        );
+        Ending::error(Exit::Usage, sentence)
+    })?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
     match arguments.log_format {
         LogFormat::Text => logs.with_ansi(io::stderr().is_terminal()).init(),
         LogFormat::Json => logs.json().init(),
     }
     Ok(())
+}
+
+/// A word that is no level would be taken for the one target to log, and silence all others.
+fn log_filter(text: &str) -> Option<EnvFilter> {
+    let understood = |directive: &str| directive.contains(['=', '[']) || directive.parse::<LevelFilter>().is_ok();
+    text.split(',').map(str::trim).all(understood).then(|| EnvFilter::try_new(text).ok()).flatten()
 }
