@@ -46,7 +46,7 @@ fn an_api_server_is_followed_through_changes_and_its_own_restart() {
         server.kill()?;
         assert_eq!(call(4)?.len(), 4);
         world.write("endpoints.yaml", &slice(&[&pods[1]]))?;
-        let _server = world.node().start(&apiserver)?;
+        let _server = world.node().start(&[&apiserver[..], &["--resource-version", "1000"]].concat())?;
         eventually(Duration::from_secs(60), || {
             let answers = call(4)?;
             let shares = shares(&answers);

@@ -19,6 +19,9 @@ struct Arguments {
     /// A file or directory of YAML or JSON manifests, followed as it changes
     #[arg(long, value_name = "PATH")]
     manifests: Option<PathBuf>,
+    /// Begin after this resource version, as a server that was restarted does: what watches knew before is expired
+    #[arg(long, value_name = "VERSION", default_value_t = 0)]
+    resource_version: u64,
     /// Write a kubeconfig for this server to a file
     #[arg(long, value_name = "FILE")]
     write_kubeconfig: Option<PathBuf>,
@@ -35,8 +38,11 @@ async fn main() -> Result<()> {
     }
     say(&format!("listening on {url}\ntry: kubectl --server {url} get services --all-namespaces", url = server.url()))?;
 
+    server.advance_to(arguments.resource_version);
+    server.compact();
     let mut served = BTreeMap::new();
     let mut last_complaint = String::new();
+    // The first round is before the first `await`, and so before the first request is answered.
     loop {
         if let Some(path) = &arguments.manifests
             && let Err(error) = follow(&server, path, &mut served)
