@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnetwork::IpNetwork;
 use model::Family;
 
 /// The address `text` stands for.
@@ -11,6 +12,13 @@ use model::Family;
 pub(crate) fn parse(text: &str) -> Option<IpAddr> {
     let address = text.parse::<IpAddr>().ok().or_else(|| parse_padded(text).map(IpAddr::V4))?;
     Some(address.to_canonical())
+}
+
+/// The network `text` stands for, without host bits.
+pub(crate) fn parse_network(text: &str) -> Option<IpNetwork> {
+    let (address, prefix) = text.split_once('/')?;
+    let address = IpNetwork::new(parse(address)?, prefix.parse().ok()?).ok()?;
+    IpNetwork::new(address.network(), address.prefix()).ok()
 }
 
 fn parse_padded(text: &str) -> Option<Ipv4Addr> {

@@ -21,6 +21,9 @@ pub struct Config {
     pub node_port_addresses: NodePortAddresses,
     /// How VIPs are made local.
     pub via: Via,
+    /// Whether source ranges of one family leave a load balancer address of the other open, as kube-proxy reads them. By default
+    /// ranges are all there is: a family without one is closed.
+    pub ranges_per_family: bool,
 }
 
 impl Config {
@@ -35,6 +38,7 @@ impl Config {
             masquerade: Masquerade::default(),
             node_port_addresses: NodePortAddresses::Primary,
             via: Via::Route,
+            ranges_per_family: false,
         }
     }
 }

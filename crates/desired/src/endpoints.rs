@@ -49,6 +49,11 @@ pub(crate) struct Candidate {
 }
 
 impl Candidate {
+    /// Whether a load balancer may count on it at this node.
+    pub(crate) const fn is_ready_here(self) -> bool {
+        self.local && self.ready
+    }
+
     /// Which of two descriptions of one endpoint to believe. While an endpoint moves between slices it is in both, and the one
     /// that still has work for it is right: not terminating before terminating, then ready before not ready.
     const fn rank(self) -> (bool, bool) {

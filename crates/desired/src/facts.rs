@@ -85,8 +85,13 @@ impl NodeFacts {
         addresses
     }
 
+    /// Whether the node has `address` itself, so that it need not be bound and must not be guarded as a VIP.
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
+        self.own(Family::of(address)).any(|own| own == address)
+    }
+
     /// The addresses by which the node itself is reached: not loopback, and not those that only stand for VIPs.
-    fn own(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+    pub(crate) fn own(&self, family: Family) -> impl Iterator<Item = IpAddr> {
         self.interfaces
             .iter()
             .filter(|entry| &*entry.interface != DEVICE)
@@ -131,6 +136,6 @@ fn pod_cidrs(node: &Node, problems: &mut Problems) -> Vec<IpNetwork> {
     cidrs
 }
 
-fn is_ipv6_link_local(address: IpAddr) -> bool {
+pub(crate) fn is_ipv6_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }

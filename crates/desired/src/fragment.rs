@@ -1,17 +1,21 @@
 //! One Service's part of the desired state.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
 use model::{
     Family, Flags, Member, Protocol, RealServer, RealServerKey, Role, Scheduler, Set, VirtualServer, VirtualServerConfig,
     VirtualServerKey,
 };
 
 use crate::config::Config;
-use crate::endpoints::{self, Reach};
+use crate::endpoints::{self, Candidate, Reach};
+use crate::facts::NodeFacts;
 use crate::problem::Problem;
-use crate::service::Service;
+use crate::service::{Externals, Service, ServicePort};
 use crate::slice::Slice;
 
 /// What one Service wants of the node: a function of the Service, its slices, the facts of the node and the configuration, and of
@@ -28,6 +32,9 @@ pub struct Fragment {
     pools: Box<[Pool]>,
     /// Endpoints on this node, ready or not.
     local: Box<[(RealServerKey, Protocol)]>,
+    /// The networks that may call guarded frontends.
+    ranges: Box<[IpNetwork]>,
+    health_check: Option<HealthCheck>,
     problems: Box<[Problem]>,
 }
 
@@ -39,18 +46,46 @@ pub struct Frontend {
     address: IpAddr,
     protocol: Protocol,
     port: u16,
-    pool: usize,
+    /// The real servers of the virtual server for its address.
+    pool: u32,
+    /// Under policy `Local`: the real servers that callers inside the cluster are spread over.
+    in_cluster: Option<u32>,
+    /// Whether the node has the address anyway.
+    own: bool,
+    guard: Guard,
 }
 
-/// What makes an address a frontend of a Service. External IPs and load balancer addresses are to become kinds of their own.
+/// What makes an address a frontend of a Service.
 ///
 /// In order of precedence, should a Service name the same address and port twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FrontendKind {
     /// An address of `spec.clusterIPs`.
     ClusterIp,
+    /// An address of `spec.externalIPs`.
+    ExternalIp,
+    /// An address of `status.loadBalancer.ingress`.
+    LoadBalancer,
     /// `spec.ports[].nodePort` on an address of the node.
     NodePort,
+}
+
+/// Who may call a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Guard {
+    /// Everybody.
+    Open,
+    /// The networks in the fragment's list for the family, and the node itself if any of its addresses is in one.
+    Ranges { node: bool },
+}
+
+/// What a health check node port answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The port to listen on, on the node's addresses.
+    pub port: u16,
+    /// How many ready endpoints are on this node; a load balancer sends nothing where there are none.
+    pub local_endpoints: usize,
 }
 
 /// The real servers behind a port, shared by all of its frontends of one family that spread over the same endpoints.
@@ -60,6 +95,15 @@ struct Pool {
     config: VirtualServerConfig,
     /// In order. What there is to say of each beyond its key is the same for all.
     real_servers: Box<[RealServerKey]>,
+}
+
+/// What a fragment is made from, beside the Service and its slices.
+#[derive(Clone, Copy)]
+pub(crate) struct Surroundings<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) facts: &'a NodeFacts,
+    /// The addresses of both families on which node ports are served.
+    pub(crate) node_port_addresses: &'a [IpAddr],
 }
 
 impl Frontend {
@@ -73,70 +117,93 @@ impl Frontend {
     #[must_use]
     pub const fn vip(&self) -> Option<IpAddr> {
         match self.kind {
-            FrontendKind::ClusterIp => Some(self.address),
-            FrontendKind::NodePort => None,
+            FrontendKind::ClusterIp | FrontendKind::ExternalIp | FrontendKind::LoadBalancer if !self.own => Some(self.address),
+            _ => None,
         }
     }
 
-    /// The members of sets by which packet rules know this frontend.
-    pub fn members(&self) -> impl Iterator<Item = (Set, Member)> + use<> {
-        let family = Family::of(self.address);
-        let role = match self.kind {
-            FrontendKind::ClusterIp => Role::ClusterIp,
-            FrontendKind::NodePort => Role::NodePort,
+    /// Whether callers inside the cluster have a virtual server of their own, because policy `Local` is for those outside.
+    pub(crate) const fn has_in_cluster(&self) -> bool {
+        self.in_cluster.is_some()
+    }
+
+    /// The member by which packets of callers inside the cluster get `mark`.
+    pub(crate) fn marked(&self, mark: NonZeroU32) -> (Set, Member) {
+        let set = Set::new(Role::InCluster, Family::of(self.address));
+        (set, Member::IpPortMark(self.address, self.protocol, self.port, mark))
+    }
+
+    /// The sets in which packet rules look this frontend up.
+    fn roles(&self) -> impl Iterator<Item = Role> + use<> {
+        let local = self.has_in_cluster();
+        let roles = match self.kind {
+            FrontendKind::ClusterIp => [Some(Role::ClusterIp), None],
+            FrontendKind::ExternalIp if local => [Some(Role::ExternalIpLocal), None],
+            FrontendKind::ExternalIp => [Some(Role::ExternalIp), None],
+            FrontendKind::LoadBalancer => [Some(Role::LoadBalancer), local.then_some(Role::LoadBalancerLocal)],
+            FrontendKind::NodePort => [Some(Role::NodePort), local.then_some(Role::NodePortLocal)],
         };
-        let frontend = (Set::new(role, family), Member::IpPort(self.address, self.protocol, self.port));
-        let vip = self.vip().map(|vip| (Set::new(Role::Vips, family), Member::Ip(vip)));
-        [frontend].into_iter().chain(vip)
+        let guard = match self.guard {
+            Guard::Open => [None, None],
+            Guard::Ranges { node } => [Some(Role::Restricted), node.then_some(Role::SourceNode)],
+        };
+        roles.into_iter().chain(guard).flatten()
     }
 }
 
 impl Fragment {
-    /// `node_port_addresses` are those of both families; `slices` may be of both families too.
-    pub(crate) fn build(
-        service: &Service,
-        slices: &[&Slice],
-        zone: Option<&str>,
-        node_port_addresses: &[IpAddr],
-        config: &Config,
-        problems: Vec<Problem>,
-    ) -> Self {
-        let mut builder = Builder::default();
+    /// `slices` may be of both families.
+    pub(crate) fn build(service: &Service, slices: &[&Slice], around: Surroundings<'_>, problems: Vec<Problem>) -> Self {
+        let Surroundings { config, facts, node_port_addresses } = around;
+        let nothing = Externals::default();
+        let externals = service.externals.as_deref().unwrap_or(&nothing);
+        let mut builder = Builder { ranges: externals.ranges.clone().unwrap_or_default(), ..Builder::default() };
+        let mut ready_here = BTreeSet::new();
         for family in config.families.iter().copied() {
             let Some(cluster_ip) = service.cluster_ip(family) else { continue };
+            let guard = guard(externals.ranges.as_deref(), family, config, facts);
+            let of_family = |addresses: &[IpAddr]| -> Vec<IpAddr> {
+                addresses.iter().copied().filter(|address| Family::of(*address) == family).collect()
+            };
+            let external_ips = of_family(&externals.ips);
+            let load_balancer = of_family(&externals.load_balancer);
+            let node_addresses = of_family(node_port_addresses);
             for port in &service.ports {
-                let candidates = endpoints::of_port(slices.iter().copied(), family, port, zone);
+                let candidates = endpoints::of_port(slices.iter().copied(), family, port, facts.zone.as_deref());
                 builder
                     .local
                     .extend(candidates.iter().filter(|(_, candidate)| candidate.local).map(|(key, _)| (*key, port.protocol)));
+                ready_here.extend(candidates.iter().filter(|(_, candidate)| candidate.is_ready_here()).map(|(key, _)| key.address));
 
-                let mut pool = |reach| {
-                    builder.pools.push(Pool {
-                        port_name: Arc::clone(&port.name),
-                        config: VirtualServerConfig {
-                            flags: flags(config.scheduler),
-                            persistence: service.affinity,
-                            ..VirtualServerConfig::new(config.scheduler, family)
-                        },
-                        real_servers: endpoints::select(&candidates, reach).into(),
-                    });
-                    builder.pools.len() - 1
+                let mut pools =
+                    Pools { builder: &mut builder, service, port, family, config, candidates: &candidates, made: [None; 2] };
+                let internal = pools.reaching(service.internal);
+                let node_port = port.node_port.map(NonZeroU16::get);
+                let is_external = node_port.is_some() || !external_ips.is_empty() || !load_balancer.is_empty();
+                let external = is_external.then(|| match service.external {
+                    Reach::Cluster => (pools.reaching(Reach::Cluster), None),
+                    Reach::Node => (pools.reaching(Reach::Node), Some(pools.reaching(Reach::Cluster))),
+                });
+                let mut add = |kind, address, port_number, (pool, in_cluster), guard| {
+                    let own = kind != FrontendKind::ClusterIp && facts.has(address);
+                    let protocol = port.protocol;
+                    builder.frontends.push(Frontend { kind, address, protocol, port: port_number, pool, in_cluster, own, guard });
                 };
-                let internal = pool(service.internal);
-                // Callers from outside: `spec.externalTrafficPolicy` is to choose here, for node ports and what else they reach.
-                let external = match port.node_port {
-                    None => internal,
-                    Some(_) if service.internal == Reach::Cluster => internal,
-                    Some(_) => pool(Reach::Cluster),
-                };
-                builder.frontend(FrontendKind::ClusterIp, cluster_ip, port.protocol, port.port, internal);
-                for node_port in port.node_port.iter().copied() {
-                    for address in node_port_addresses.iter().copied().filter(|address| Family::of(*address) == family) {
-                        builder.frontend(FrontendKind::NodePort, address, port.protocol, node_port.get(), external);
-                    }
+                add(FrontendKind::ClusterIp, cluster_ip, port.port, (internal, None), Guard::Open);
+                let Some(external) = external else { continue };
+                for address in &external_ips {
+                    add(FrontendKind::ExternalIp, *address, port.port, external, Guard::Open);
+                }
+                for address in &load_balancer {
+                    add(FrontendKind::LoadBalancer, *address, port.port, external, guard);
+                }
+                for address in node_port.iter().flat_map(|_| &node_addresses) {
+                    add(FrontendKind::NodePort, *address, node_port.unwrap_or_default(), external, Guard::Open);
                 }
             }
         }
+        builder.health_check =
+            externals.health_check.map(|port| HealthCheck { port: port.get(), local_endpoints: ready_here.len() });
         builder.finish(service.created, problems)
     }
 
@@ -161,11 +228,38 @@ impl Fragment {
     /// The virtual server for `key`.
     #[must_use]
     pub fn virtual_server(&self, key: &VirtualServerKey) -> Option<VirtualServer> {
-        let pool = self.pool(key)?;
-        Some(VirtualServer {
-            config: pool.config,
-            real_servers: pool.real_servers.iter().map(|key| (*key, RealServer::default())).collect(),
-        })
+        self.pool(key).map(Pool::virtual_server)
+    }
+
+    /// The virtual server for callers inside the cluster of the frontend `key`, where policy `Local` sets them apart.
+    pub(crate) fn in_cluster_server(&self, key: &VirtualServerKey) -> Option<VirtualServer> {
+        self.pool_at(self.frontend(key)?.in_cluster?).map(Pool::virtual_server)
+    }
+
+    /// The members of sets by which packet rules know the frontend `key`, all but its mark.
+    pub(crate) fn members_of(&self, frontend: &Frontend) -> Vec<(Set, Member)> {
+        let Frontend { address, protocol, port, .. } = *frontend;
+        let family = Family::of(address);
+        let by_port = |role| (Set::new(role, family), Member::IpPort(address, protocol, port));
+        let mut members: Vec<_> = frontend.roles().map(by_port).collect();
+        members.extend(frontend.vip().map(|vip| (Set::new(Role::Vips, family), Member::Ip(vip))));
+        let unserved = frontend.has_in_cluster() && self.pool_at(frontend.pool).is_some_and(|pool| pool.real_servers.is_empty());
+        members.extend(unserved.then(|| by_port(Role::NoLocal)));
+        if let Guard::Ranges { .. } = frontend.guard {
+            let ranges = self.ranges.iter().filter(|range| Family::of(range.network()) == family);
+            let member = |range: &IpNetwork| Member::IpPortNet(address, protocol, port, *range);
+            members.extend(ranges.map(|range| (Set::new(Role::SourceRange, family), member(range))));
+        }
+        if let (FrontendKind::LoadBalancer, Some(vip), Some(check)) = (frontend.kind, frontend.vip(), self.health_check) {
+            members.push((Set::new(Role::HealthCheck, family), Member::IpPort(vip, Protocol::Tcp, check.port)));
+        }
+        members
+    }
+
+    /// What the Service's health check node port is to answer.
+    #[must_use]
+    pub const fn health_check(&self) -> Option<HealthCheck> {
+        self.health_check
     }
 
     /// The name of the Service's port behind `key`; empty where the port has none.
@@ -189,18 +283,46 @@ impl Fragment {
         &self.problems
     }
 
-    /// Whether `key` is served the same way here and in `other`.
+    /// Whether `key` is served the same way here and in `other`, by both of its virtual servers.
     pub(crate) fn serves_like(&self, other: &Self, key: &VirtualServerKey) -> bool {
-        match (self.pool(key), other.pool(key)) {
+        let alike = |one: Option<&Pool>, two: Option<&Pool>| match (one, two) {
             (Some(one), Some(two)) => one.config == two.config && one.real_servers == two.real_servers,
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,
-        }
+        };
+        alike(self.pool(key), other.pool(key)) && alike(self.in_cluster_pool(key), other.in_cluster_pool(key))
     }
 
     fn pool(&self, key: &VirtualServerKey) -> Option<&Pool> {
-        self.pools.get(self.frontend(key)?.pool)
+        self.pool_at(self.frontend(key)?.pool)
     }
+
+    fn in_cluster_pool(&self, key: &VirtualServerKey) -> Option<&Pool> {
+        self.pool_at(self.frontend(key)?.in_cluster?)
+    }
+
+    fn pool_at(&self, index: u32) -> Option<&Pool> {
+        self.pools.get(usize::try_from(index).ok()?)
+    }
+}
+
+impl Pool {
+    fn virtual_server(&self) -> VirtualServer {
+        let real_servers = self.real_servers.iter().map(|key| (*key, RealServer::default())).collect();
+        VirtualServer { config: self.config, real_servers }
+    }
+}
+
+/// Who may call a load balancer's addresses of `family`.
+fn guard(ranges: Option<&[IpNetwork]>, family: Family, config: &Config, facts: &NodeFacts) -> Guard {
+    let Some(ranges) = ranges else { return Guard::Open };
+    let of_family: Vec<_> = ranges.iter().filter(|range| Family::of(range.network()) == family).collect();
+    let everybody = of_family.iter().any(|range| range.prefix() == 0);
+    let left_open = of_family.is_empty() && !ranges.is_empty() && config.ranges_per_family;
+    if everybody || left_open {
+        return Guard::Open;
+    }
+    Guard::Ranges { node: facts.own(family).any(|own| of_family.iter().any(|range| range.contains(own))) }
 }
 
 #[derive(Default)]
@@ -208,13 +330,48 @@ struct Builder {
     frontends: Vec<Frontend>,
     pools: Vec<Pool>,
     local: Vec<(RealServerKey, Protocol)>,
+    ranges: Box<[IpNetwork]>,
+    health_check: Option<HealthCheck>,
+}
+
+/// The pools of one port in one family, each made when it is first asked for.
+struct Pools<'a> {
+    builder: &'a mut Builder,
+    service: &'a Service,
+    port: &'a ServicePort,
+    family: Family,
+    config: &'a Config,
+    candidates: &'a BTreeMap<RealServerKey, Candidate>,
+    made: [Option<u32>; 2],
+}
+
+impl Pools<'_> {
+    fn reaching(&mut self, reach: Reach) -> u32 {
+        let [cluster, node] = &mut self.made;
+        let made = match reach {
+            Reach::Cluster => cluster,
+            Reach::Node => node,
+        };
+        if let Some(index) = made {
+            return *index;
+        }
+        let Self { service, port, family, config, .. } = *self;
+        let index = u32::try_from(self.builder.pools.len()).unwrap_or(u32::MAX);
+        self.builder.pools.push(Pool {
+            port_name: Arc::clone(&port.name),
+            config: VirtualServerConfig {
+                flags: flags(config.scheduler),
+                persistence: service.affinity,
+                ..VirtualServerConfig::new(config.scheduler, family)
+            },
+            real_servers: endpoints::select(self.candidates, reach).into(),
+        });
+        *made = Some(index);
+        index
+    }
 }
 
 impl Builder {
-    fn frontend(&mut self, kind: FrontendKind, address: IpAddr, protocol: Protocol, port: u16, pool: usize) {
-        self.frontends.push(Frontend { kind, address, protocol, port, pool });
-    }
-
     fn finish(mut self, created: i64, problems: Vec<Problem>) -> Fragment {
         self.frontends.sort_by_key(|frontend| (frontend.key(), frontend.kind));
         self.frontends.dedup_by_key(|frontend| frontend.key());
@@ -225,6 +382,8 @@ impl Builder {
             frontends: self.frontends.into(),
             pools: self.pools.into(),
             local: self.local.into(),
+            ranges: self.ranges,
+            health_check: self.health_check,
             problems: problems.into(),
         }
     }

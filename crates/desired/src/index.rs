@@ -6,11 +6,10 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Node, Service as ServiceObject};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use model::Family;
 
 use crate::config::Config;
-use crate::facts::{InterfaceAddress, NodeFacts};
-use crate::fragment::Fragment;
+use crate::facts::{InterfaceAddress, NodeFacts, is_ipv6_link_local};
+use crate::fragment::{Fragment, Surroundings};
 use crate::name::ServiceName;
 use crate::problem::Problem;
 use crate::service::Service;
@@ -25,18 +24,21 @@ type SliceName = ServiceName;
 /// Follows Services, EndpointSlices, the Node and the node's addresses, and tells which Services each change touches.
 ///
 /// It takes whole objects and keeps of them what desired state follows from. An object that changes in nothing else makes no Service
-/// dirty. A change costs what it touches: an EndpointSlice its own Service, a node address the Services with node ports, the
-/// node's zone the Services with zone hints.
+/// dirty. A change costs what it touches: an EndpointSlice its own Service, a node address the Services that can be called from
+/// outside, the node's zone the Services with zone hints.
 #[derive(Debug)]
 pub struct Index {
     config: Config,
     facts: NodeFacts,
     node_problems: Box<[Problem]>,
     node_port_addresses: Vec<IpAddr>,
+    /// The node's own addresses, as far as Services can depend on them.
+    own_addresses: BTreeSet<IpAddr>,
     entries: BTreeMap<ServiceName, Entry>,
     /// Which Service a slice was last seen to belong to.
     slices: BTreeMap<SliceName, ServiceName>,
-    with_node_port: BTreeSet<ServiceName>,
+    /// Services that depend on the node's addresses.
+    on_addresses: BTreeSet<ServiceName>,
     with_zone_hints: BTreeSet<ServiceName>,
     dirty: BTreeSet<ServiceName>,
     listed_services: Option<BTreeSet<ServiceName>>,
@@ -83,9 +85,10 @@ impl Index {
             facts: NodeFacts::default(),
             node_problems: Box::default(),
             node_port_addresses: Vec::new(),
+            own_addresses: BTreeSet::new(),
             entries: BTreeMap::new(),
             slices: BTreeMap::new(),
-            with_node_port: BTreeSet::new(),
+            on_addresses: BTreeSet::new(),
             with_zone_hints: BTreeSet::new(),
             dirty: BTreeSet::new(),
             listed_services: None,
@@ -223,8 +226,8 @@ impl Index {
         };
         problems.extend(entry.slices.iter().flat_map(|(_, slice)| slice.problems.iter().cloned()));
         let slices: Vec<_> = entry.slices.iter().map(|(_, slice)| slice).collect();
-        let zone = self.facts.zone.as_deref();
-        Some(Fragment::build(service, &slices, zone, &self.node_port_addresses, &self.config, problems))
+        let around = Surroundings { config: &self.config, facts: &self.facts, node_port_addresses: &self.node_port_addresses };
+        Some(Fragment::build(service, &slices, around, problems))
     }
 
     /// When the Service called `name` is to be served, relative to others.
@@ -284,9 +287,9 @@ impl Index {
     /// Brings what is derived from the entry of `name` up to date.
     fn touched(&mut self, name: ServiceName) {
         let entry = self.entries.get(&name);
-        let has_node_port = entry.is_some_and(|entry| entry.service.as_ref().is_some_and(Service::has_node_port));
+        let on_addresses = entry.is_some_and(|entry| entry.service.as_ref().is_some_and(Service::depends_on_addresses));
         let has_zone_hints = entry.is_some_and(|entry| entry.slices.iter().any(|(_, slice)| slice.has_zone_hints()));
-        set_membership(&mut self.with_node_port, &name, has_node_port);
+        set_membership(&mut self.on_addresses, &name, on_addresses);
         set_membership(&mut self.with_zone_hints, &name, has_zone_hints);
         self.drop_if_empty(&name);
         self.dirty.insert(name);
@@ -299,11 +302,16 @@ impl Index {
     }
 
     fn follow_addresses(&mut self) {
-        let of_family = |family: Family| self.facts.node_port_addresses(family, &self.config.node_port_addresses);
-        let addresses: Vec<_> = self.config.families.iter().copied().flat_map(of_family).collect();
-        if addresses != self.node_port_addresses {
-            self.node_port_addresses = addresses;
-            self.dirty.extend(self.with_node_port.iter().cloned());
+        let families = || self.config.families.iter().copied();
+        let node_port = families().flat_map(|family| self.facts.node_port_addresses(family, &self.config.node_port_addresses));
+        let node_port: Vec<_> = node_port.collect();
+        // Every pod that starts brings a link-local address, which no Service can depend on.
+        let own = families().flat_map(|family| self.facts.own(family)).filter(|address| !is_ipv6_link_local(*address));
+        let own: BTreeSet<_> = own.collect();
+        if node_port != self.node_port_addresses || own != self.own_addresses {
+            self.node_port_addresses = node_port;
+            self.own_addresses = own;
+            self.dirty.extend(self.on_addresses.iter().cloned());
         }
     }
 

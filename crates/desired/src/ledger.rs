@@ -4,11 +4,13 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 
 use model::{Family, Member, Scope, Set, SetState, State, Via, Vip, VirtualServerKey};
 
 use crate::config::Config;
 use crate::fragment::{Fragment, Frontend};
+use crate::marks::Marks;
 use crate::name::ServiceName;
 
 /// Merges the fragments of all Services into the desired state of the node.
@@ -29,6 +31,7 @@ pub struct Ledger {
     /// How many want it.
     vips: BTreeMap<IpAddr, u32>,
     sets: BTreeMap<Set, Size>,
+    marks: Marks,
 }
 
 /// Who is behind a virtual server.
@@ -68,6 +71,19 @@ struct Claim {
     service: ServiceName,
 }
 
+/// A frontend that a Service has, with what comes with it.
+struct Holding {
+    frontend: Frontend,
+    members: Vec<(Set, Member)>,
+}
+
+impl Holding {
+    fn of(fragment: &Fragment, key: &VirtualServerKey) -> Option<Self> {
+        let frontend = *fragment.frontend(key)?;
+        Some(Self { frontend, members: fragment.members_of(&frontend) })
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Size {
     members: usize,
@@ -88,6 +104,7 @@ impl Ledger {
             members: BTreeMap::new(),
             vips: BTreeMap::new(),
             sets: config.families.iter().copied().flat_map(Set::of_family).map(|set| (set, empty)).collect(),
+            marks: Marks::new(config.masquerade.mark),
         }
     }
 
@@ -115,23 +132,25 @@ impl Ledger {
         let mut dropped = Vec::new();
         for (key, before) in keys.iter().zip(owners_before) {
             let after = self.owner_name(key).cloned();
-            let lookup = |owner: &Option<ServiceName>, own: &Option<Fragment>| -> Option<Frontend> {
+            let lookup = |owner: &Option<ServiceName>, own: &Option<Fragment>| -> Option<Holding> {
                 let owner = owner.as_ref()?;
                 let fragment = if owner == name { own.as_ref() } else { self.fragments.get(owner) };
-                fragment?.frontend(key).copied()
+                Holding::of(fragment?, key)
             };
             let unchanged = before == after
                 && (after.as_ref() != Some(name)
                     || matches!((&previous, &fragment), (Some(one), Some(two)) if one.serves_like(two, key)));
+            let (after, before) = (lookup(&after, &fragment), lookup(&before, &previous));
             if !unchanged {
                 scope.virtual_servers.insert(*key);
+                self.follow_mark(*key, after.as_ref(), before.as_ref(), &mut scope);
             }
-            taken.extend(lookup(&after, &fragment));
-            dropped.extend(lookup(&before, &previous));
+            taken.extend(after);
+            dropped.extend(before);
         }
-        taken.iter().for_each(|frontend| self.acquire_frontend(frontend, &mut scope));
+        taken.iter().for_each(|holding| self.acquire_holding(holding, &mut scope));
         fragment.iter().flat_map(Fragment::local_members).for_each(|member| self.acquire(member, &mut scope));
-        dropped.iter().for_each(|frontend| self.release_frontend(frontend, &mut scope));
+        dropped.iter().for_each(|holding| self.release_holding(holding, &mut scope));
         previous.iter().flat_map(Fragment::local_members).for_each(|member| self.release(member, &mut scope));
 
         self.fragments.extend(fragment.map(|fragment| (name.clone(), fragment)));
@@ -188,9 +207,22 @@ impl Ledger {
         State {
             rules: BTreeMap::new(),
             sets,
-            virtual_servers: self.owners.keys().filter_map(|key| Some((*key, self.virtual_server(key)?))).collect(),
+            virtual_servers: self.keys().filter_map(|key| Some((key, self.virtual_server(&key)?))).collect(),
             vips: self.vips.keys().map(|vip| (Vip::new(*vip, self.via), self.source(*vip))).collect(),
         }
+    }
+
+    /// The keys of all virtual servers, those behind marks included.
+    pub fn keys(&self) -> impl Iterator<Item = VirtualServerKey> {
+        let behind_mark =
+            |(frontend, mark): (&VirtualServerKey, NonZeroU32)| VirtualServerKey::Mark { family: frontend.family(), mark };
+        self.owners.keys().copied().chain(self.marks.iter().map(behind_mark))
+    }
+
+    /// Takes note of what a kernel holds from an earlier run, so that frontends get the marks they had. To be called before the first
+    /// [`Self::set`].
+    pub fn adopt(&mut self, observed: &State) {
+        self.marks.adopt(observed);
     }
 
     /// All members that `set` is to have.
@@ -207,6 +239,10 @@ impl Ledger {
     /// Who is behind the virtual server `key`.
     #[must_use]
     pub fn owner(&self, key: &VirtualServerKey) -> Option<Owner<'_>> {
+        let key = match key {
+            VirtualServerKey::Address { .. } => key,
+            VirtualServerKey::Mark { mark, .. } => self.marks.frontend(*mark)?,
+        };
         let service = self.owner_name(key)?;
         let port = self.fragments.get(service)?.port_name(key)?;
         Some(Owner { service, port })
@@ -236,7 +272,13 @@ impl Ledger {
     }
 
     fn virtual_server(&self, key: &VirtualServerKey) -> Option<model::VirtualServer> {
-        self.fragments.get(self.owner_name(key)?)?.virtual_server(key)
+        match key {
+            VirtualServerKey::Address { .. } => self.fragments.get(self.owner_name(key)?)?.virtual_server(key),
+            VirtualServerKey::Mark { mark, family } => {
+                let frontend = self.marks.frontend(*mark).filter(|frontend| frontend.family() == *family)?;
+                self.fragments.get(self.owner_name(frontend)?)?.in_cluster_server(frontend)
+            }
+        }
     }
 
     fn source(&self, vip: IpAddr) -> Option<IpAddr> {
@@ -280,9 +322,31 @@ impl Ledger {
         }
     }
 
-    fn acquire_frontend(&mut self, frontend: &Frontend, scope: &mut Scope) {
-        frontend.members().for_each(|member| self.acquire(member, scope));
-        if let Some(vip) = frontend.vip() {
+    /// Gives the frontend `key` its mark, or takes it back, and puts the virtual server behind the mark in scope.
+    fn follow_mark(&mut self, key: VirtualServerKey, after: Option<&Holding>, before: Option<&Holding>, scope: &mut Scope) {
+        let marked =
+            |holding: Option<&Holding>| holding.filter(|holding| holding.frontend.has_in_cluster()).map(|holding| holding.frontend);
+        let family = key.family();
+        match (marked(after), marked(before)) {
+            (Some(frontend), before) => {
+                let Some(mark) = self.marks.acquire(key) else { return };
+                scope.virtual_servers.insert(VirtualServerKey::Mark { family, mark });
+                if before.is_none() {
+                    self.acquire(frontend.marked(mark), scope);
+                }
+            }
+            (None, Some(frontend)) => {
+                let Some(mark) = self.marks.release(&key) else { return };
+                scope.virtual_servers.insert(VirtualServerKey::Mark { family, mark });
+                self.release(frontend.marked(mark), scope);
+            }
+            (None, None) => {}
+        }
+    }
+
+    fn acquire_holding(&mut self, holding: &Holding, scope: &mut Scope) {
+        holding.members.iter().for_each(|member| self.acquire(*member, scope));
+        if let Some(vip) = holding.frontend.vip() {
             let count = self.vips.entry(vip).or_default();
             *count += 1;
             if *count == 1 {
@@ -291,9 +355,9 @@ impl Ledger {
         }
     }
 
-    fn release_frontend(&mut self, frontend: &Frontend, scope: &mut Scope) {
-        frontend.members().for_each(|member| self.release(member, scope));
-        if let Some(vip) = frontend.vip()
+    fn release_holding(&mut self, holding: &Holding, scope: &mut Scope) {
+        holding.members.iter().for_each(|member| self.release(*member, scope));
+        if let Some(vip) = holding.frontend.vip()
             && let Some(count) = self.vips.get_mut(&vip)
         {
             *count -= 1;

@@ -44,6 +44,7 @@ mod facts;
 mod fragment;
 mod index;
 mod ledger;
+mod marks;
 mod name;
 mod problem;
 mod rules;
@@ -52,7 +53,7 @@ mod slice;
 
 pub use config::{Config, DetectLocal, InterfaceName, InvalidInterfaceName, MarkBit, Masquerade, NodePortAddresses};
 pub use facts::{InterfaceAddress, NodeFacts};
-pub use fragment::{Fragment, Frontend, FrontendKind};
+pub use fragment::{Fragment, Frontend, FrontendKind, HealthCheck};
 pub use index::{Index, Kind, Priority};
 pub use ledger::{Conflict, Ledger, Owner};
 pub use name::ServiceName;

@@ -20,6 +20,9 @@ const SERVICES: &str = "KUBE-IPVS-SERVICES";
 const POSTROUTING: &str = "KUBE-IPVS-POSTROUTING";
 const FORWARD: &str = "KUBE-IPVS-FORWARD";
 const INPUT: &str = "KUBE-IPVS-INPUT";
+const SOURCE_RANGES: &str = "KUBE-IPVS-SOURCE-RANGES";
+const PODS: &str = "KUBE-IPVS-PODS";
+const OUTPUT: &str = "KUBE-IPVS-OUTPUT";
 
 /// The packet rules for `family`, in the words of `iptables-save` (1.8).
 ///
@@ -27,6 +30,8 @@ const INPUT: &str = "KUBE-IPVS-INPUT";
 /// - replace the source address where the answer would not find its way back through this node: callers that are not pods of this
 ///   cluster, callers of node ports, and pods that reach themselves;
 /// - let through the packets that this makes cross the node;
+/// - lead callers inside the cluster past policy `Local`, to the virtual server behind a mark;
+/// - drop callers from outside where policy `Local` finds no endpoint on this node, and callers that source ranges leave out;
 /// - refuse connections to a VIP on a port that is none of the Service's, since a VIP is local and everything that listens on all
 ///   addresses would answer on it.
 #[must_use]
@@ -36,7 +41,10 @@ pub fn rules(family: Family, config: &Config, facts: &NodeFacts, options: RuleOp
         (Table::Nat, SERVICES, services(family, config, facts, &mark)),
         (Table::Nat, POSTROUTING, postrouting(family, config, &mark, options)),
         (Table::Filter, FORWARD, forward(&mark)),
-        (Table::Filter, INPUT, input(family)),
+        (Table::Filter, INPUT, input(family, &mark)),
+        (Table::Filter, SOURCE_RANGES, source_ranges(family)),
+        (Table::Mangle, PODS, pods(family, config, facts)),
+        (Table::Mangle, OUTPUT, output(family)),
     ];
     let jumps = [
         (Table::Nat, "PREROUTING", SERVICES),
@@ -44,6 +52,8 @@ pub fn rules(family: Family, config: &Config, facts: &NodeFacts, options: RuleOp
         (Table::Nat, "POSTROUTING", POSTROUTING),
         (Table::Filter, "FORWARD", FORWARD),
         (Table::Filter, "INPUT", INPUT),
+        (Table::Mangle, "PREROUTING", PODS),
+        (Table::Mangle, "OUTPUT", OUTPUT),
     ];
     let chain = |table, name: &str| Chain { table, name: name.to_owned() };
     Rules {
@@ -63,16 +73,56 @@ fn services(family: Family, config: &Config, facts: &NodeFacts, mark: &str) -> V
         Family::V6 => "::1/128",
     };
     let cluster_ip = matches_set(Role::ClusterIp, family, "dst,dst");
-    let node_port = matches_set(Role::NodePort, family, "dst,dst");
     let set_mark = format!("-j MARK --set-xmark {mark}");
 
     // A loopback source is a socket of this node bound to it; it could not be answered from elsewhere under any address.
     let mut rules = vec![format!("-s {loopback} -j RETURN")];
     rules.extend(mark_callers(family, config, facts, &cluster_ip, &set_mark));
     rules.push(format!("{cluster_ip} -j ACCEPT"));
-    rules.push(format!("{node_port} {set_mark}"));
-    rules.push(format!("{node_port} -j ACCEPT"));
+    // Under policy Local callers from outside keep their address, and those inside have their mark from the mangle table.
+    for (local, all) in [
+        (Role::LoadBalancerLocal, Role::LoadBalancer),
+        (Role::ExternalIpLocal, Role::ExternalIp),
+        (Role::NodePortLocal, Role::NodePort),
+    ] {
+        let all = matches_set(all, family, "dst,dst");
+        rules.push(format!("{} -j ACCEPT", matches_set(local, family, "dst,dst")));
+        rules.push(format!("{all} {set_mark}"));
+        rules.push(format!("{all} -j ACCEPT"));
+    }
     rules
+}
+
+/// Marks packets of this cluster's pods to frontends with policy `Local`. Where nothing tells pods from others, they are others.
+fn pods(family: Family, config: &Config, facts: &NodeFacts) -> Vec<String> {
+    let mark = mark_in_cluster(family);
+    let by_source = |cidrs: &[IpNetwork]| -> Vec<String> {
+        let cidrs = cidrs.iter().filter(|cidr| Family::of(cidr.ip()) == family).filter_map(network);
+        cidrs.map(|cidr| if cidr.prefix() == 0 { mark.clone() } else { format!("-s {cidr} {mark}") }).collect()
+    };
+    match &config.masquerade.detect_local {
+        DetectLocal::ClusterCidr(cidrs) => by_source(cidrs),
+        DetectLocal::NodeCidr => by_source(&facts.pod_cidrs),
+        DetectLocal::BridgeInterface(name) => vec![format!("-i {name} {mark}")],
+        DetectLocal::InterfaceNamePrefix(name) => vec![format!("-i {name}+ {mark}")],
+        DetectLocal::None => Vec::new(),
+    }
+}
+
+/// What the node itself sends: it is inside the cluster, and restricted frontends know it by all of its addresses.
+fn output(family: Family) -> Vec<String> {
+    let restricted = matches_set(Role::Restricted, family, "dst,dst");
+    let allowed = format!("-m set ! --match-set {} dst,dst", Set::new(Role::SourceNode, family));
+    vec![format!("{restricted} {allowed} -j DROP"), mark_in_cluster(family)]
+}
+
+fn mark_in_cluster(family: Family) -> String {
+    format!("-j SET --map-set {} dst,dst --map-mark", Set::new(Role::InCluster, family))
+}
+
+/// Who may call a restricted frontend goes on as for any other.
+fn source_ranges(family: Family) -> Vec<String> {
+    vec![format!("{} -j RETURN", matches_set(Role::SourceRange, family, "dst,dst,src")), "-j DROP".to_owned()]
 }
 
 /// The rules that mark callers of ClusterIPs that are not pods.
@@ -120,13 +170,19 @@ fn forward(mark: &str) -> Vec<String> {
     vec![format!("-m mark --mark {mark} -j ACCEPT"), "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT".to_owned()]
 }
 
-fn input(family: Family) -> Vec<String> {
+fn input(family: Family, mark: &str) -> Vec<String> {
     // Echo requests, and the errors that path MTU discovery and traceroute live on.
     let (icmp, kinds, port_unreachable) = match family {
         Family::V4 => ("-p icmp -m icmp --icmp-type", &[8, 3, 11, 12][..], "icmp-port-unreachable"),
         Family::V6 => ("-p ipv6-icmp -m icmp6 --icmpv6-type", &[128, 1, 2, 3, 4][..], "icmp6-port-unreachable"),
     };
-    let mut rules = vec![format!("{} -j RETURN", matches_set(Role::ClusterIp, family, "dst,dst"))];
+    let mut rules = vec![
+        format!("{} -j {SOURCE_RANGES}", matches_set(Role::Restricted, family, "dst,dst")),
+        // Callers inside the cluster are marked, and served by endpoints on other nodes.
+        format!("-m conntrack --ctstate NEW {} -m mark ! --mark {mark} -j DROP", matches_set(Role::NoLocal, family, "dst,dst")),
+    ];
+    let live = [Role::ClusterIp, Role::LoadBalancer, Role::ExternalIp, Role::ExternalIpLocal, Role::HealthCheck];
+    rules.extend(live.map(|role| format!("{} -j RETURN", matches_set(role, family, "dst,dst"))));
     rules.extend(kinds.iter().map(|kind| format!("{icmp} {kind} -j RETURN")));
     // Last and complete in itself, so that a chain of which rules went missing refuses nothing that is not for a VIP.
     rules.push(format!(

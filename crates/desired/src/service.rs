@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1;
 use model::{Family, Protocol};
 
@@ -32,8 +33,25 @@ pub(crate) struct Service {
     pub(crate) ports: Box<[ServicePort]>,
     /// Seconds for which a client stays with its endpoint.
     pub(crate) affinity: Option<NonZeroU32>,
-    /// From where in the cluster callers of the ClusterIP are served.
+    /// From where callers of the ClusterIP are served.
     pub(crate) internal: Reach,
+    /// From where callers of all other frontends are served.
+    pub(crate) external: Reach,
+    /// What most Services do not have.
+    pub(crate) externals: Option<Box<Externals>>,
+}
+
+/// Addresses of a Service outside of the cluster's own networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Externals {
+    /// `spec.externalIPs`.
+    pub(crate) ips: Box<[IpAddr]>,
+    /// `status.loadBalancer.ingress`, those that the load balancer hands packets on to unchanged.
+    pub(crate) load_balancer: Box<[IpAddr]>,
+    /// `spec.loadBalancerSourceRanges`; `None` when there are none.
+    pub(crate) ranges: Option<Box<[IpNetwork]>>,
+    /// `spec.healthCheckNodePort`, where it is asked for.
+    pub(crate) health_check: Option<NonZeroU16>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +90,8 @@ impl Service {
             ports: ports(spec, problems),
             affinity: affinity(spec, problems),
             internal: reach(spec.internal_traffic_policy.as_deref(), "spec.internalTrafficPolicy", problems),
+            external: external_reach(spec, problems),
+            externals: externals(object, spec, problems),
         })
     }
 
@@ -79,8 +99,9 @@ impl Service {
         self.cluster_ips.iter().copied().find(|ip| Family::of(*ip) == family)
     }
 
-    pub(crate) fn has_node_port(&self) -> bool {
-        self.ports.iter().any(|port| port.node_port.is_some())
+    /// Whether what it wants depends on the addresses this node has.
+    pub(crate) fn depends_on_addresses(&self) -> bool {
+        self.externals.is_some() || self.ports.iter().any(|port| port.node_port.is_some())
     }
 }
 
@@ -111,10 +132,9 @@ fn cluster_ips(spec: &v1::ServiceSpec, first: &str, problems: &mut Problems) -> 
 
 /// The address `text` stands for, or what is wrong with it.
 fn cluster_ip(text: &str, family: Option<&str>) -> Result<IpAddr, String> {
-    let ip = address::parse(text)
-        .ok_or_else(|| format!("is {}, which is no IP address, and is not served; recreate the Service", quoted(text)))?;
+    let ip = address::parse(text).ok_or_else(|| format!("is {}, which is no IP address, and is not served", quoted(text)))?;
     if let Some(kind) = address::unusable(ip) {
-        return Err(format!("is {ip}, a {kind} address, and is not served; recreate the Service"));
+        return Err(format!("is {ip}, a {kind} address, and is not served"));
     }
     match family {
         Some(name) if address::family(name) != Some(Family::of(ip)) => {
@@ -198,4 +218,84 @@ fn reach(policy: Option<&str>, field: &str, problems: &mut Problems) -> Reach {
             Reach::Cluster
         }
     }
+}
+
+/// `spec.externalTrafficPolicy` counts for Services that can be called from outside at all.
+fn external_reach(spec: &v1::ServiceSpec, problems: &mut Problems) -> Reach {
+    let external = match spec.type_.as_deref() {
+        Some("LoadBalancer" | "NodePort") => true,
+        _ => spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()),
+    };
+    if external { reach(spec.external_traffic_policy.as_deref(), "spec.externalTrafficPolicy", problems) } else { Reach::Cluster }
+}
+
+/// These annotations leave the load balancer's addresses to the network: the second is kube-router's.
+const SKIP_LOAD_BALANCER: [&str; 2] = ["kube-ipvs.io/skip-load-balancer-ips", "kube-router.io/service.skiplbips"];
+
+fn externals(object: &v1::Service, spec: &v1::ServiceSpec, problems: &mut Problems) -> Option<Box<Externals>> {
+    let annotated = |key: &&str| object.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(*key));
+    let local = spec.type_.as_deref() == Some("LoadBalancer") && spec.external_traffic_policy.as_deref() == Some("Local");
+    let externals = Externals {
+        ips: external_ips(spec, problems),
+        load_balancer: if SKIP_LOAD_BALANCER.iter().any(annotated) { Box::default() } else { ingress(object, problems) },
+        ranges: ranges(spec, problems),
+        health_check: spec.health_check_node_port.filter(|port| local && *port != 0).and_then(|port| {
+            let port_number = u16::try_from(port).ok().and_then(NonZeroU16::new);
+            if port_number.is_none() {
+                problems.add(
+                    "spec.healthCheckNodePort",
+                    format!("is {port}; a port is a number from 1 to 65535, and no health check is served"),
+                );
+            }
+            port_number
+        }),
+    };
+    (externals != Externals::default()).then(|| Box::new(externals))
+}
+
+fn external_ips(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[IpAddr]> {
+    let texts = spec.external_ips.as_deref().unwrap_or_default();
+    let texts = texts.iter().enumerate().filter(|(_, text)| !text.trim().is_empty());
+    addresses(texts.map(|(index, text)| (format!("spec.externalIPs[{index}]"), text.as_str())), problems)
+}
+
+fn ingress(object: &v1::Service, problems: &mut Problems) -> Box<[IpAddr]> {
+    let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|status| status.ingress.as_deref()).unwrap_or_default();
+    // A load balancer of mode Proxy ends connections itself: callers inside the cluster must go through it (KEP-1860).
+    let handed_on = ingress.iter().enumerate().filter(|(_, entry)| entry.ip_mode.as_deref() != Some("Proxy"));
+    let texts = handed_on.filter_map(|(index, entry)| Some((index, entry.ip.as_deref()?))).filter(|(_, text)| !text.is_empty());
+    addresses(texts.map(|(index, text)| (format!("status.loadBalancer.ingress[{index}].ip"), text)), problems)
+}
+
+fn addresses<'a>(texts: impl Iterator<Item = (String, &'a str)>, problems: &mut Problems) -> Box<[IpAddr]> {
+    let mut found = Vec::new();
+    for (field, text) in texts {
+        match cluster_ip(text, None) {
+            Ok(ip) if !found.contains(&ip) => found.push(ip),
+            Ok(_) => {}
+            Err(problem) => problems.add(field, problem),
+        }
+    }
+    found.into()
+}
+
+/// The networks that may call the load balancer's addresses. A range that cannot be read is left out; when none is left, nobody may.
+fn ranges(spec: &v1::ServiceSpec, problems: &mut Problems) -> Option<Box<[IpNetwork]>> {
+    let texts = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+    let mut ranges = Vec::new();
+    let mut any = false;
+    for (index, text) in texts.iter().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
+        any = true;
+        match address::parse_network(text.trim()) {
+            Some(range) => ranges.push(range),
+            None => problems.add(
+                format!("spec.loadBalancerSourceRanges[{index}]"),
+                format!("is {}, which is no network such as 192.0.2.0/24, and lets nobody in", quoted(text)),
+            ),
+        }
+    }
+    ranges.sort_unstable();
+    ranges.dedup();
+    any.then(|| ranges.into())
 }

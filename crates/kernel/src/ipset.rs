@@ -24,7 +24,8 @@ pub struct Ipset {
 const fn known_revision(kind: SetKind) -> u8 {
     match kind {
         SetKind::HashIp => 4,
-        SetKind::HashIpPort | SetKind::HashIpPortIp => 5,
+        SetKind::HashIpPort | SetKind::HashIpPortMark | SetKind::HashIpPortIp => 5,
+        SetKind::HashIpPortNet => 7,
     }
 }
 

@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
+
+use ipnetwork::IpNetwork;
 
 use crate::{Family, Protocol};
 
@@ -44,8 +47,30 @@ impl Set {
             (Role::LoopBack, Family::V6) => "KUBE-6-LOOP-BACK",
             (Role::ClusterIp, Family::V4) => "KUBE-CLUSTER-IP",
             (Role::ClusterIp, Family::V6) => "KUBE-6-CLUSTER-IP",
+            (Role::ExternalIp, Family::V4) => "KUBE-EXTERNAL-IP",
+            (Role::ExternalIp, Family::V6) => "KUBE-6-EXTERNAL-IP",
+            (Role::ExternalIpLocal, Family::V4) => "KUBE-EXTERNAL-IP-LOCAL",
+            (Role::ExternalIpLocal, Family::V6) => "KUBE-6-EXTERNAL-IP-LOCAL",
+            (Role::LoadBalancer, Family::V4) => "KUBE-LOAD-BALANCER",
+            (Role::LoadBalancer, Family::V6) => "KUBE-6-LOAD-BALANCER",
+            (Role::LoadBalancerLocal, Family::V4) => "KUBE-LOAD-BALANCER-LOCAL",
+            (Role::LoadBalancerLocal, Family::V6) => "KUBE-6-LOAD-BALANCER-LOCAL",
+            (Role::Restricted, Family::V4) => "KUBE-LOAD-BALANCER-FW",
+            (Role::Restricted, Family::V6) => "KUBE-6-LOAD-BALANCER-FW",
+            (Role::SourceRange, Family::V4) => "KUBE-LOAD-BALANCER-SOURCE-CIDR",
+            (Role::SourceRange, Family::V6) => "KUBE-6-LOAD-BALANCER-SOURCE-CID",
+            (Role::SourceNode, Family::V4) => "KUBE-LOAD-BALANCER-SOURCE-NODE",
+            (Role::SourceNode, Family::V6) => "KUBE-6-LOAD-BALANCER-SOURCE-NOD",
             (Role::NodePort, Family::V4) => "KUBE-NODE-PORT-ADDRESS",
             (Role::NodePort, Family::V6) => "KUBE-6-NODE-PORT-ADDRESS",
+            (Role::NodePortLocal, Family::V4) => "KUBE-NODE-PORT-LOCAL-ADDRESS",
+            (Role::NodePortLocal, Family::V6) => "KUBE-6-NODE-PORT-LOCAL-ADDRESS",
+            (Role::InCluster, Family::V4) => "KUBE-IN-CLUSTER-MARK",
+            (Role::InCluster, Family::V6) => "KUBE-6-IN-CLUSTER-MARK",
+            (Role::NoLocal, Family::V4) => "KUBE-NO-LOCAL-ENDPOINT",
+            (Role::NoLocal, Family::V6) => "KUBE-6-NO-LOCAL-ENDPOINT",
+            (Role::HealthCheck, Family::V4) => "KUBE-HEALTH-CHECK-ADDRESS",
+            (Role::HealthCheck, Family::V6) => "KUBE-6-HEALTH-CHECK-ADDRESS",
             (Role::Vips, Family::V4) => "KUBE-IPVS-IPS",
             (Role::Vips, Family::V6) => "KUBE-6-IPVS-IPS",
         }
@@ -56,7 +81,19 @@ impl Set {
     pub const fn kind(self) -> SetKind {
         match self.role {
             Role::LoopBack => SetKind::HashIpPortIp,
-            Role::ClusterIp | Role::NodePort => SetKind::HashIpPort,
+            Role::ClusterIp
+            | Role::ExternalIp
+            | Role::ExternalIpLocal
+            | Role::LoadBalancer
+            | Role::LoadBalancerLocal
+            | Role::Restricted
+            | Role::SourceNode
+            | Role::NodePort
+            | Role::NodePortLocal
+            | Role::NoLocal
+            | Role::HealthCheck => SetKind::HashIpPort,
+            Role::SourceRange => SetKind::HashIpPortNet,
+            Role::InCluster => SetKind::HashIpPortMark,
             Role::Vips => SetKind::HashIp,
         }
     }
@@ -75,15 +112,55 @@ pub enum Role {
     LoopBack,
     /// ClusterIP frontends.
     ClusterIp,
+    /// External IP frontends that any endpoint may answer (external policy `Cluster`).
+    ExternalIp,
+    /// External IP frontends that only endpoints on this node answer (external policy `Local`).
+    ExternalIpLocal,
+    /// Load balancer frontends, whatever their policy.
+    LoadBalancer,
+    /// Those among them with external policy `Local`.
+    LoadBalancerLocal,
+    /// Load balancer frontends that only some sources may call (`spec.loadBalancerSourceRanges`).
+    Restricted,
+    /// The sources that may call a restricted frontend, each as `address,protocol:port,network`.
+    SourceRange,
+    /// Restricted frontends that the node itself may call, by any of its addresses.
+    SourceNode,
     /// Node port frontends with the node address they are on, so that a Service port of the same number is not taken for one.
     NodePort,
+    /// Those among them with external policy `Local`.
+    NodePortLocal,
+    /// Frontends with external policy `Local`, each with the mark that leads callers inside the cluster to a virtual server of all
+    /// endpoints.
+    InCluster,
+    /// Frontends with external policy `Local` that have no endpoint on this node: callers from outside are dropped, so that a load
+    /// balancer looks elsewhere.
+    NoLocal,
+    /// Health check node ports on the VIPs of their own Service.
+    HealthCheck,
     /// Every VIP that is bound.
     Vips,
 }
 
 impl Role {
     /// Every role, in the order of the type.
-    pub const ALL: [Self; 4] = [Self::LoopBack, Self::ClusterIp, Self::NodePort, Self::Vips];
+    pub const ALL: [Self; 15] = [
+        Self::LoopBack,
+        Self::ClusterIp,
+        Self::ExternalIp,
+        Self::ExternalIpLocal,
+        Self::LoadBalancer,
+        Self::LoadBalancerLocal,
+        Self::Restricted,
+        Self::SourceRange,
+        Self::SourceNode,
+        Self::NodePort,
+        Self::NodePortLocal,
+        Self::InCluster,
+        Self::NoLocal,
+        Self::HealthCheck,
+        Self::Vips,
+    ];
 }
 
 /// The layout of a set (the ipset type name).
@@ -95,6 +172,10 @@ pub enum SetKind {
     HashIpPort,
     /// `hash:ip,port,ip`
     HashIpPortIp,
+    /// `hash:ip,port,net`
+    HashIpPortNet,
+    /// `hash:ip,port` whose members carry a packet mark (`skbinfo`)
+    HashIpPortMark,
 }
 
 impl SetKind {
@@ -103,8 +184,9 @@ impl SetKind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::HashIp => "hash:ip",
-            Self::HashIpPort => "hash:ip,port",
+            Self::HashIpPort | Self::HashIpPortMark => "hash:ip,port",
             Self::HashIpPortIp => "hash:ip,port,ip",
+            Self::HashIpPortNet => "hash:ip,port,net",
         }
     }
 }
@@ -118,6 +200,11 @@ pub enum Member {
     IpPort(IpAddr, Protocol, u16),
     /// For [`SetKind::HashIpPortIp`].
     IpPortIp(IpAddr, Protocol, u16, IpAddr),
+    /// For [`SetKind::HashIpPortNet`]. The network is of the address's family, has no host bits, and is not of length 0, for which
+    /// the kernel has no room.
+    IpPortNet(IpAddr, Protocol, u16, IpNetwork),
+    /// For [`SetKind::HashIpPortMark`]. The mark replaces the packet's as a whole.
+    IpPortMark(IpAddr, Protocol, u16, NonZeroU32),
 }
 
 impl Member {
@@ -128,6 +215,8 @@ impl Member {
             Self::Ip(..) => SetKind::HashIp,
             Self::IpPort(..) => SetKind::HashIpPort,
             Self::IpPortIp(..) => SetKind::HashIpPortIp,
+            Self::IpPortNet(..) => SetKind::HashIpPortNet,
+            Self::IpPortMark(..) => SetKind::HashIpPortMark,
         }
     }
 }
@@ -139,6 +228,10 @@ impl fmt::Display for Member {
             Self::Ip(ip) => write!(f, "{ip}"),
             Self::IpPort(ip, protocol, port) => write!(f, "{ip},{}:{port}", protocol.lower_name()),
             Self::IpPortIp(ip, protocol, port, ip2) => write!(f, "{ip},{}:{port},{ip2}", protocol.lower_name()),
+            Self::IpPortNet(ip, protocol, port, net) => write!(f, "{ip},{}:{port},{net}", protocol.lower_name()),
+            Self::IpPortMark(ip, protocol, port, mark) => {
+                write!(f, "{ip},{}:{port} skbmark {mark:#x}", protocol.lower_name())
+            }
         }
     }
 }

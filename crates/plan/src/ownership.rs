@@ -25,13 +25,21 @@ impl Ownership<'_> {
     #[must_use]
     pub fn covers(&self, key: &VirtualServerKey, desired: &State, observed: &State) -> bool {
         let Self::Node { excluded } = self else { return true };
-        let VirtualServerKey::Address { address, port, protocol } = *key else { return false };
+        let (address, port, protocol) = match *key {
+            VirtualServerKey::Address { address, port, protocol } => (address, port, protocol),
+            VirtualServerKey::Mark { family, mark: ours } => {
+                let set = observed.sets.get(&Set::new(Role::InCluster, family));
+                return set.is_some_and(|set| {
+                    set.members.iter().any(|member| matches!(member, Member::IpPortMark(.., mark) if *mark == ours))
+                });
+            }
+        };
         if excluded.iter().any(|network| network.contains(address)) {
             return false;
         }
         let family = Family::of(address);
         let frontend = Member::IpPort(address, protocol, port);
-        let listed = [Role::ClusterIp, Role::NodePort]
+        let listed = [Role::ClusterIp, Role::ExternalIp, Role::ExternalIpLocal, Role::LoadBalancer, Role::NodePort]
             .into_iter()
             .filter_map(|role| observed.sets.get(&Set::new(role, family)))
             .any(|set| set.members.contains(&frontend));

@@ -1,7 +1,9 @@
 //! Members of sets, one by one and in lists.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 
+use ipnetwork::IpNetwork;
 use model::{Family, Member, Protocol, SetKind};
 
 use super::{IPSET_ATTR_ADT, IPSET_ATTR_DATA, IPSET_ATTR_LINENO, IPSET_CMD_ADD, IPSET_CMD_DEL, Ipset, attributes};
@@ -24,6 +26,8 @@ const IPSET_ATTR_IP2: u16 = 20;
 const IPSET_ATTR_CIDR2: u16 = 21;
 const IPSET_ATTR_IP2_TO: u16 = 22;
 const IPSET_ATTR_IFACE: u16 = 23;
+const IPSET_ATTR_SKBMARK: u16 = 27;
+const IPSET_ATTR_CADT_FLAGS: u16 = 8;
 
 const IPSET_ATTR_IPADDR_IPV4: u16 = 1;
 const IPSET_ATTR_IPADDR_IPV6: u16 = 2;
@@ -177,6 +181,19 @@ fn write_member(data: &mut Writer<'_>, member: &Member, line: u32) {
             write_port(data, protocol, port);
             write_ip(data, IPSET_ATTR_IP2, ip2);
         }
+        Member::IpPortNet(ip, protocol, port, net) => {
+            write_ip(data, IPSET_ATTR_IP, ip);
+            write_port(data, protocol, port);
+            write_ip(data, IPSET_ATTR_IP2, net.network());
+            data.u8(IPSET_ATTR_CIDR2, net.prefix());
+        }
+        Member::IpPortMark(ip, protocol, port, mark) => {
+            write_ip(data, IPSET_ATTR_IP, ip);
+            write_port(data, protocol, port);
+            // Mark and mask: every bit of the packet's mark is replaced.
+            let value = u64::from(mark.get()) << 32 | u64::from(u32::MAX);
+            data.bytes_network(IPSET_ATTR_SKBMARK, &value.to_be_bytes());
+        }
     }
     data.u32_network(IPSET_ATTR_LINENO, line);
 }
@@ -216,6 +233,20 @@ pub fn parse_member(data: &[u8]) -> Result<Decoded<Member>, Malformed> {
             Some((protocol, port))
         }
     };
+    if let Some(prefix) = parts.prefix2 {
+        return Ok(match (port, ip2.and_then(|ip2| IpNetwork::new(ip2, prefix).ok())) {
+            (Some((protocol, port)), Some(net)) => Decoded::Known(Member::IpPortNet(ip, protocol, port, net)),
+            _ => Decoded::foreign("a set member that is a network"),
+        });
+    }
+    if let Some((mark, mask)) = parts.mark {
+        return Ok(match (port, ip2, NonZeroU32::new(mark)) {
+            (Some((protocol, port)), None, Some(mark)) if mask == u32::MAX => {
+                Decoded::Known(Member::IpPortMark(ip, protocol, port, mark))
+            }
+            _ => Decoded::foreign("a set member with a mark that is not ours"),
+        });
+    }
     Ok(match (port, ip2) {
         (None, None) => Decoded::Known(Member::Ip(ip)),
         (Some((protocol, port)), None) => Decoded::Known(Member::IpPort(ip, protocol, port)),
@@ -231,19 +262,31 @@ struct Parts {
     ip2: Option<IpAddr>,
     protocol: Option<u8>,
     port: Option<u16>,
+    /// The prefix length of `ip2`, which only layouts with a network give.
+    prefix2: Option<u8>,
+    /// The mark and its mask.
+    mark: Option<(u32, u32)>,
 }
 
 impl Parts {
     fn read(data: &[u8]) -> Result<Decoded<Self>, Malformed> {
         let mut parts = Self::default();
-        let (mut prefix, mut prefix2) = (None, None);
+        let mut prefix = None;
         for attribute in Attributes::new(data, OWNER) {
             let attribute = attribute?;
             match attribute.kind {
                 IPSET_ATTR_IP => parts.ip = Some(read_ip(&attribute)?),
                 IPSET_ATTR_IP2 => parts.ip2 = Some(read_ip(&attribute)?),
                 IPSET_ATTR_CIDR => prefix = Some(attribute.u8()?),
-                IPSET_ATTR_CIDR2 => prefix2 = Some(attribute.u8()?),
+                IPSET_ATTR_CIDR2 => parts.prefix2 = Some(attribute.u8()?),
+                IPSET_ATTR_SKBMARK => {
+                    let [m0, m1, m2, m3, k0, k1, k2, k3] = attribute.array()?;
+                    parts.mark = Some((u32::from_be_bytes([m0, m1, m2, m3]), u32::from_be_bytes([k0, k1, k2, k3])));
+                }
+                // `nomatch`, which turns a network's meaning around.
+                IPSET_ATTR_CADT_FLAGS if attribute.u32_network()? != 0 => {
+                    return Ok(Decoded::foreign("a set member with flags"));
+                }
                 IPSET_ATTR_PORT => parts.port = Some(attribute.u16_network()?),
                 IPSET_ATTR_PROTO => parts.protocol = Some(attribute.u8()?),
                 IPSET_ATTR_IP_TO | IPSET_ATTR_IP2_TO | IPSET_ATTR_PORT_TO => {
@@ -255,8 +298,7 @@ impl Parts {
                 _ => {}
             }
         }
-        let whole = |ip: Option<IpAddr>, prefix: Option<u8>| prefix.is_none() || prefix == ip.map(|ip| Family::of(ip).bits());
-        if !whole(parts.ip, prefix) || !whole(parts.ip2, prefix2) {
+        if prefix.is_some() && prefix != parts.ip.map(|ip| Family::of(ip).bits()) {
             return Ok(Decoded::foreign("a set member that is a network"));
         }
         Ok(Decoded::Known(parts))

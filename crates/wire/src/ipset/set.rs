@@ -25,6 +25,8 @@ const IPSET_ATTR_REFERENCES: u16 = 25;
 /// `IPSET_ATTR_BITMASK`, since Linux 6.3.
 const IPSET_ATTR_BITMASK: u16 = 12;
 
+/// `IPSET_FLAG_WITH_SKBINFO`: members carry what to set on packets.
+const WITH_SKBINFO: u32 = 1 << 6;
 /// `IPSET_FLAG_LIST_HEADER`: leave the members out.
 const LIST_HEADER: u32 = 4;
 
@@ -63,6 +65,9 @@ impl Ipset {
             message.u8(IPSET_ATTR_REVISION, revision);
             message.u8(IPSET_ATTR_FAMILY, family_number(family));
             message.nested(IPSET_ATTR_DATA, |data| {
+                if kind == SetKind::HashIpPortMark {
+                    data.u32_network(IPSET_ATTR_CADT_FLAGS, WITH_SKBINFO);
+                }
                 data.u32_network(IPSET_ATTR_HASHSIZE, hashsize);
                 data.u32_network(IPSET_ATTR_MAXELEM, maxelem);
             });
@@ -156,7 +161,9 @@ pub struct SetHeader<'a> {
     pub references: u32,
     /// How many members it has; the oldest kernels do not say.
     pub elements: Option<u32>,
-    /// Whether it was made with something beyond its type, such as timeouts, counters or a netmask.
+    /// Whether its members carry what to set on packets.
+    pub has_skbinfo: bool,
+    /// Whether it was made with anything else beyond its type, such as timeouts, counters or a netmask.
     pub is_extended: bool,
 }
 
@@ -164,10 +171,12 @@ impl SetHeader<'_> {
     /// The layout of its members, if the model has words for it and the set was made with nothing beyond it.
     #[must_use]
     pub fn kind(&self) -> Option<SetKind> {
-        [SetKind::HashIp, SetKind::HashIpPort, SetKind::HashIpPortIp]
-            .into_iter()
-            .find(|kind| kind.name() == self.type_name)
-            .filter(|_| !self.is_extended)
+        let kinds: &[_] = if self.has_skbinfo {
+            &[SetKind::HashIpPortMark]
+        } else {
+            &[SetKind::HashIp, SetKind::HashIpPort, SetKind::HashIpPortIp, SetKind::HashIpPortNet]
+        };
+        kinds.iter().copied().find(|kind| kind.name() == self.type_name).filter(|_| !self.is_extended)
     }
 }
 
@@ -200,6 +209,7 @@ pub fn parse_set(payload: &[u8]) -> Result<SetPart<'_>, Malformed> {
                 maxelem: None,
                 references: 0,
                 elements: None,
+                has_skbinfo: false,
                 is_extended: false,
             };
             header.read_data(&required(data, OWNER, "what it was made with")?)?;
@@ -218,7 +228,12 @@ impl SetHeader<'_> {
                 IPSET_ATTR_MAXELEM => self.maxelem = Some(attribute.u32_network()?),
                 IPSET_ATTR_REFERENCES => self.references = attribute.u32_network()?,
                 IPSET_ATTR_ELEMENTS => self.elements = Some(attribute.u32_network()?),
-                IPSET_ATTR_TIMEOUT | IPSET_ATTR_CADT_FLAGS | IPSET_ATTR_MARKMASK | IPSET_ATTR_NETMASK | IPSET_ATTR_BITMASK => {
+                IPSET_ATTR_CADT_FLAGS => match attribute.u32_network()? {
+                    0 => {}
+                    WITH_SKBINFO => self.has_skbinfo = true,
+                    _ => self.is_extended = true,
+                },
+                IPSET_ATTR_TIMEOUT | IPSET_ATTR_MARKMASK | IPSET_ATTR_NETMASK | IPSET_ATTR_BITMASK => {
                     self.is_extended = true;
                 }
                 _ => {}

@@ -399,7 +399,7 @@ fn listed_sets_are_what_ipset_printed() {
             "create KUBE-6-IPVS-IPS hash:ip IPv6 1024 65536 Some(HashIp)",
             "add fd00::1",
             "create foreign hash:ip,port IPv4 1024 65536 None",
-            "add 10.0.0.1,tcp:80",
+            "add 10.0.0.1,tcp:80 skbmark 0x14000",
             "foreign: the set member 10.0.0.2 of protocol 1",
             "create ports bitmap:port - - - None",
             "foreign: a set member without an address",

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
 
+use ipnetwork::IpNetwork;
 use model::{
     Family, Flags, ForwardingMethod, Member, Protocol, RealServer, RealServerCounters, RealServerKey, Scheduler, SetKind,
     TrafficCounters, VirtualServerConfig, VirtualServerKey,
@@ -88,18 +89,23 @@ fn real_server() -> impl Strategy<Value = RealServer> {
 }
 
 fn member(kind: SetKind, family: Family) -> BoxedStrategy<Member> {
-    let parts = (address(family), protocol(), any::<u16>(), address(family));
+    let parts = (address(family), protocol(), any::<u16>(), address(family), 1..=family.bits(), 1..=u32::MAX);
     parts
-        .prop_map(move |(ip, protocol, port, ip2)| match kind {
+        .prop_map(move |(ip, protocol, port, ip2, prefix, mark)| match kind {
             SetKind::HashIp => Member::Ip(ip),
             SetKind::HashIpPort => Member::IpPort(ip, protocol, port),
             SetKind::HashIpPortIp => Member::IpPortIp(ip, protocol, port, ip2),
+            SetKind::HashIpPortNet => {
+                let host = IpNetwork::new(ip2, prefix).unwrap();
+                Member::IpPortNet(ip, protocol, port, IpNetwork::new(host.network(), prefix).unwrap())
+            }
+            SetKind::HashIpPortMark => Member::IpPortMark(ip, protocol, port, NonZeroU32::new(mark).unwrap()),
         })
         .boxed()
 }
 
 fn set_kind() -> impl Strategy<Value = SetKind> {
-    select(&[SetKind::HashIp, SetKind::HashIpPort, SetKind::HashIpPortIp][..])
+    select(&[SetKind::HashIp, SetKind::HashIpPort, SetKind::HashIpPortIp, SetKind::HashIpPortNet, SetKind::HashIpPortMark][..])
 }
 
 fn members() -> impl Strategy<Value = (SetKind, Vec<Member>)> {
