@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use desired::{Config, Index, InterfaceAddress, Priority, Problem, RuleOptions, ServiceName, rules};
+use desired::{Config, Fragment, Index, InterfaceAddress, Priority, Problem, RuleOptions, ServiceName, rules};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use crate::health_check::HealthChecks;
 use crate::mailbox::{Mailbox, NodeSettings};
 use crate::metrics::Metrics;
 use crate::source::{Event, Kind, Object};
@@ -26,10 +27,18 @@ pub(crate) struct Agent {
     node_problems: Vec<Problem>,
     /// How often a source was in trouble.
     troubles: usize,
+    /// The servers of health check node ports, unless there is only one synchronisation.
+    checks: Option<HealthChecks>,
 }
 
 impl Agent {
-    pub(crate) fn new(config: Config, options: RuleOptions, mailbox: Mailbox, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        options: RuleOptions,
+        mailbox: Mailbox,
+        metrics: Metrics,
+        checks: Option<HealthChecks>,
+    ) -> Self {
         for kind in Kind::ALL {
             metrics.source_synced.with_label_values(&[kind.resource()]).set(0);
         }
@@ -44,6 +53,7 @@ impl Agent {
             problems: BTreeMap::new(),
             node_problems: Vec::new(),
             troubles: 0,
+            checks,
         }
     }
 
@@ -133,6 +143,9 @@ impl Agent {
         let fragments: Vec<_> = dirty.into_iter().map(|name| (self.index.fragment(&name), name)).collect();
         for (fragment, name) in &fragments {
             self.note_problems(name, fragment.as_ref().map_or(&[], |fragment| fragment.problems()));
+            if let Some(checks) = &mut self.checks {
+                checks.set(name, fragment.as_ref().and_then(Fragment::health_check));
+            }
         }
         let (urgent, rest): (Vec<_>, Vec<_>) =
             fragments.into_iter().partition(|(_, name)| self.index.priority(name) != Priority::Rest);

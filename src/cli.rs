@@ -133,6 +133,11 @@ pub(crate) struct Proxy {
     #[arg(long)]
     pub(crate) masquerade_all: bool,
 
+    /// Leave a load balancer address open in a family for which loadBalancerSourceRanges has no network, as kube-proxy does, instead of
+    /// closing it
+    #[arg(long)]
+    pub(crate) source_ranges_per_family: bool,
+
     /// Which bit of the packet mark says "masquerade"
     #[arg(long, alias = "iptables-masquerade-bit", default_value_t = 14, value_name = "0-31", value_parser = clap::value_parser!(u8).range(0..=31))]
     pub(crate) masquerade_bit: u8,

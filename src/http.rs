@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -23,17 +23,19 @@ pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) content_type: &'static str,
     pub(crate) body: Vec<u8>,
+    /// A header beyond those that every answer has.
+    pub(crate) header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl Answer {
     /// A JSON document.
     pub(crate) fn json(status: StatusCode, body: &serde_json::Value) -> Self {
-        Self { status, content_type: "application/json", body: body.to_string().into_bytes() }
+        Self { status, content_type: "application/json", body: body.to_string().into_bytes(), header: None }
     }
 
     /// A line of text.
     pub(crate) fn text(status: StatusCode, text: &str) -> Self {
-        Self { status, content_type: "text/plain; charset=utf-8", body: format!("{text}\n").into_bytes() }
+        Self { status, content_type: "text/plain; charset=utf-8", body: format!("{text}\n").into_bytes(), header: None }
     }
 }
 
@@ -158,6 +160,9 @@ where
     *response.status_mut() = answer.status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(answer.content_type));
     response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    if let Some((name, value)) = answer.header {
+        response.headers_mut().insert(name, value);
+    }
     if !allowed {
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     }

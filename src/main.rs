@@ -8,6 +8,7 @@ mod agent;
 mod cli;
 mod exit;
 mod health;
+mod health_check;
 mod http;
 mod mailbox;
 mod metrics;

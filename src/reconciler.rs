@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use desired::{Config, Frontend, Ledger};
+use desired::{Config, Ledger};
 use ipnetwork::IpNetwork;
 use kernel::{Failure, Kernel, Report};
 use model::{Family, Rules, Scope, Set, State, VirtualServerKey};
@@ -48,6 +48,7 @@ pub(crate) fn spawn(
         kernel,
         rules: BTreeMap::new(),
         observed: None,
+        prepared: false,
         complete: false,
         refused: BTreeMap::new(),
         next_audit: Instant::now() + settings.audit_period,
@@ -68,6 +69,8 @@ struct Reconciler {
     rules: BTreeMap<Family, Rules>,
     /// What the kernel holds, as far as it is known; `None` when only an observation can tell.
     observed: Option<State>,
+    /// Whether sets and packet rules have been made ready for the first virtual server.
+    prepared: bool,
     /// Whether everything that exists has been listed.
     complete: bool,
     /// What the kernel did not take since the last observation, and why.
@@ -95,6 +98,9 @@ impl Reconciler {
         for ask in letter.names {
             // Whoever asked may have gone.
             let _ = ask.send(self.names());
+        }
+        if self.observed.is_none() && !self.complete {
+            self.adopt();
         }
         let mut scope = Scope::default();
         let mut rules = false;
@@ -134,8 +140,8 @@ impl Reconciler {
             return;
         }
         let begun = Instant::now();
-        if self.observed.is_none() && !self.complete && !self.prepare(begun) {
-            return;
+        if !self.prepared {
+            self.prepare(begun);
         }
         let Some(observed) = &self.observed else {
             // A failure left it open what the kernel holds; the audit that is due soon takes this change along.
@@ -152,27 +158,31 @@ impl Reconciler {
         self.apply(&plan, Pass::Change, begun);
     }
 
-    /// Observes the kernel for the first time, then makes the sets and installs the packet rules before there is any virtual server that
-    /// needs them. Removes nothing. Whether it could.
-    fn prepare(&mut self, begun: Instant) -> bool {
-        let observed = match self.kernel.observe() {
-            Ok(observed) => observed,
-            Err(error) => {
-                self.failed(Pass::Start, begun, &error);
-                return false;
+    /// Observes the kernel for the first time, and takes over what an earlier run has left there.
+    fn adopt(&mut self) {
+        let begun = Instant::now();
+        match self.kernel.observe() {
+            Ok(observed) => {
+                self.ledger.adopt(&observed);
+                self.observed = Some(observed);
             }
-        };
+            Err(error) => self.failed(Pass::Start, begun, &error),
+        }
+    }
+
+    /// Makes the sets and installs the packet rules before there is any virtual server that needs them. Removes nothing.
+    fn prepare(&mut self, begun: Instant) {
+        let Some(observed) = &self.observed else { return };
         let sets = self.settings.config.families.iter().flat_map(|family| Set::of_family(*family));
         let scope = Scope { members: sets.map(|set| (set, BTreeSet::new())).collect(), ..Scope::default() };
-        let scope = self.widened(scope, &observed);
+        let scope = self.widened(scope, observed);
         let mut desired = self.ledger.desired(&scope);
         let mut held = observed.restricted_to(&scope);
         desired.rules.clone_from(&self.rules);
         held.rules.clone_from(&observed.rules);
-        self.observed = Some(observed);
+        self.prepared = true;
         let plan = plan(&desired, &held, &Ownership::Scope);
         self.apply(&plan, Pass::Start, begun);
-        self.observed.is_some()
     }
 
     /// The scope, with all members of every set in it that has to grow: a larger set takes the place of the whole.
@@ -296,7 +306,6 @@ impl Reconciler {
     }
 
     fn names(&self) -> Names {
-        let keys = self.ledger.fragments().flat_map(|(_, fragment)| fragment.frontends()).map(Frontend::key);
-        keys.filter_map(|key| Some((key.to_string(), self.ledger.owner(&key)?.to_string()))).collect()
+        self.ledger.keys().filter_map(|key| Some((key.to_string(), self.ledger.owner(&key)?.to_string()))).collect()
     }
 }

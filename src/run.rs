@@ -20,6 +20,7 @@ use crate::agent::Agent;
 use crate::cli::{Bind, DetectLocalMode, NodePortAddress, Proxy, Run, VipBinding};
 use crate::exit::{Ending, Exit, kernel_ending};
 use crate::health::Health;
+use crate::health_check::HealthChecks;
 use crate::http::{self, Answer};
 use crate::mailbox::Mailbox;
 use crate::metrics::Metrics;
@@ -66,7 +67,8 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
         Settings { config: config.clone(), excluded: arguments.proxy.exclude_cidrs.clone(), audit_period: arguments.audit_period };
     let (health, reconciler) = reconciler::spawn(kernel, settings, mailbox.clone(), metrics.clone())?;
 
-    let agent = Agent::new(config, RuleOptions { random_fully }, mailbox.clone(), metrics.clone());
+    let checks = (!arguments.once).then(|| HealthChecks::new(health.clone()));
+    let agent = Agent::new(config, RuleOptions { random_fully }, mailbox.clone(), metrics.clone(), checks);
     let outcome = tasks.block_on(&runtime, async {
         serve(arguments, &mailbox, &metrics, &health)?;
         follow(arguments.once, agent, source, events, addresses, health).await
@@ -188,6 +190,7 @@ fn config(proxy: &Proxy, node_name: &str) -> anyhow::Result<Config> {
     };
     let mark = MarkBit::new(proxy.masquerade_bit).context("--masquerade-bit is out of range")?;
     Ok(Config {
+        ranges_per_family: proxy.source_ranges_per_family,
         families: supported_families(),
         scheduler: proxy.scheduler,
         masquerade: Masquerade { all: proxy.masquerade_all, mark, detect_local },
@@ -245,10 +248,12 @@ fn rfc3339(time: SystemTime) -> Option<String> {
 fn answer_metrics(path: &str, metrics: &Metrics) -> Answer {
     match path {
         "/metrics" => match metrics.render() {
-            Ok(body) => Answer { status: StatusCode::OK, content_type: "text/plain; version=0.0.4", body },
+            Ok(body) => Answer { status: StatusCode::OK, content_type: "text/plain; version=0.0.4", body, header: None },
             Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot render metrics: {error}")),
         },
-        "/proxyMode" => Answer { status: StatusCode::OK, content_type: "text/plain; charset=utf-8", body: b"ipvs".to_vec() },
+        "/proxyMode" => {
+            Answer { status: StatusCode::OK, content_type: "text/plain; charset=utf-8", body: b"ipvs".to_vec(), header: None }
+        }
         _ => Answer::text(StatusCode::NOT_FOUND, "try /metrics or /proxyMode"),
     }
 }

@@ -1,0 +1,119 @@
+//! Health check node ports: the HTTP servers by which a load balancer learns whether this node has endpoints of a Service.
+//!
+//! Bodies, codes and headers are kube-proxy's, since load balancers are set up for them.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Instant;
+
+use desired::{HealthCheck, ServiceName};
+use hyper::StatusCode;
+use hyper::header::{HeaderName, HeaderValue};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, spawn_local};
+
+use crate::health::Health;
+use crate::http::{self, Answer};
+
+/// By which some load balancers weigh the nodes.
+const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
+
+/// The servers of all Services that have a health check node port. To be used inside a `LocalSet`.
+pub(crate) struct HealthChecks {
+    servers: BTreeMap<ServiceName, Server>,
+    health: watch::Receiver<Health>,
+}
+
+struct Server {
+    port: u16,
+    local_endpoints: Rc<Cell<usize>>,
+    task: AbortHandle,
+}
+
+impl HealthChecks {
+    /// No servers. What they answer depends on `health` as well.
+    pub(crate) const fn new(health: watch::Receiver<Health>) -> Self {
+        Self { servers: BTreeMap::new(), health }
+    }
+
+    /// Starts, changes or (`None`) stops the server of `service`.
+    pub(crate) fn set(&mut self, service: &ServiceName, check: Option<HealthCheck>) {
+        let Some(HealthCheck { port, local_endpoints }) = check else {
+            self.servers.remove(service);
+            return;
+        };
+        match self.servers.get(service) {
+            Some(server) if server.port == port => server.local_endpoints.set(local_endpoints),
+            _ => {
+                let server = self.start(service, port, local_endpoints);
+                self.servers.insert(service.clone(), server);
+            }
+        }
+    }
+
+    fn start(&self, service: &ServiceName, port: u16, local_endpoints: usize) -> Server {
+        let count = Rc::new(Cell::new(local_endpoints));
+        let answer = {
+            let (service, count, health) = (service.clone(), count.clone(), self.health.clone());
+            move |_path| {
+                let healthy = health.borrow().unhealthy(Instant::now()).is_none();
+                std::future::ready(answer(&service, count.get(), healthy))
+            }
+        };
+        let task = spawn_local(http::serve(any_address(port), "a health check node port", answer)).abort_handle();
+        Server { port, local_endpoints: count, task }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Every address of the node. Packet rules keep the VIPs of other Services out.
+fn any_address(port: u16) -> SocketAddr {
+    if Path::new("/proc/net/if_inet6").exists() {
+        SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
+    } else {
+        SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
+    }
+}
+
+fn answer(service: &ServiceName, local_endpoints: usize, healthy: bool) -> Answer {
+    let status = if local_endpoints > 0 && healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let quoted = |name: &str| serde_json::Value::from(name).to_string();
+    let body = format!(
+        "{{\n\t\"service\": {{\n\t\t\"namespace\": {},\n\t\t\"name\": {}\n\t}},\n\t\"localEndpoints\": {local_endpoints},\n\t\"serviceProxyHealthy\": {healthy}\n}}",
+        quoted(service.namespace()),
+        quoted(service.name()),
+    );
+    Answer {
+        status,
+        content_type: "application/json",
+        body: body.into_bytes(),
+        header: Some((WEIGHT, HeaderValue::from(local_endpoints))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c4_the_answer_is_kube_proxys() {
+        let service = ServiceName::new("shop", "web");
+        let healthy = answer(&service, 2, true);
+        assert_eq!(healthy.status, StatusCode::OK);
+        assert_eq!(
+            String::from_utf8(healthy.body).unwrap(),
+            "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 2,\n\t\"serviceProxyHealthy\": true\n}"
+        );
+        assert_eq!(healthy.header.unwrap().1, "2");
+        assert_eq!(answer(&service, 0, true).status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer(&service, 2, false).status, StatusCode::SERVICE_UNAVAILABLE);
+    }
+}
