@@ -104,6 +104,14 @@ pub(crate) struct Proxy {
     #[arg(long, default_value = "primary", value_delimiter = ',', value_name = "primary|all|CIDR,…", value_parser = NodePortAddress::parse)]
     pub(crate) nodeport_addresses: Vec<NodePortAddress>,
 
+    /// How long a real server that leaves may keep its connections of TCP and SCTP
+    #[arg(long, default_value = "15m", value_name = "DURATION", value_parser = duration)]
+    pub(crate) drain_timeout: Duration,
+
+    /// How long a real server that leaves may still answer datagrams
+    #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
+    pub(crate) udp_drain_timeout: Duration,
+
     /// Networks in which no virtual server is ever removed, whoever made it
     #[arg(long, alias = "ipvs-exclude-cidrs", value_delimiter = ',', value_name = "CIDR,…")]
     pub(crate) exclude_cidrs: Vec<IpNetwork>,

@@ -6,6 +6,7 @@
 
 mod agent;
 mod cli;
+mod drain;
 mod exit;
 mod health;
 mod health_check;

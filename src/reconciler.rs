@@ -17,6 +17,7 @@ use plan::{Ownership, Plan, Step, plan};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
+use crate::drain::{Drains, Limits};
 use crate::health::Health;
 use crate::mailbox::{Fragments, Letter, Mailbox, NodeSettings};
 use crate::metrics::{Metrics, Pass};
@@ -30,6 +31,7 @@ pub(crate) struct Settings {
     pub(crate) config: Config,
     pub(crate) excluded: Vec<IpNetwork>,
     pub(crate) audit_period: Duration,
+    pub(crate) drain: Limits,
 }
 
 /// Starts the thread, which reads `mailbox` until a letter says stop, and leaves the kernel as it is then.
@@ -45,6 +47,7 @@ pub(crate) fn spawn(
     let (health, health_of) = watch::channel(Health::default());
     let reconciler = Reconciler {
         ledger: Ledger::new(&settings.config),
+        drains: Drains::new(settings.drain),
         kernel,
         rules: BTreeMap::new(),
         observed: None,
@@ -66,6 +69,7 @@ struct Reconciler {
     kernel: Kernel,
     settings: Settings,
     ledger: Ledger,
+    drains: Drains,
     rules: BTreeMap<Family, Rules>,
     /// What the kernel holds, as far as it is known; `None` when only an observation can tell.
     observed: Option<State>,
@@ -85,11 +89,18 @@ struct Reconciler {
 impl Reconciler {
     fn run(mut self, mailbox: &Mailbox) {
         loop {
-            let patience = self.next_audit.saturating_duration_since(Instant::now());
-            match mailbox.take(patience) {
+            let due = self.drains.next_check().map_or(self.next_audit, |check| check.min(self.next_audit));
+            match mailbox.take(due.saturating_duration_since(Instant::now())) {
                 Some(letter) if letter.stop => return,
                 Some(letter) => self.read(letter),
-                None => self.audit(),
+                None => {}
+            }
+            let now = Instant::now();
+            if self.drains.next_check().is_some_and(|check| check <= now) {
+                self.drain(Pass::Change);
+            }
+            if self.next_audit <= now {
+                self.audit();
             }
         }
     }
@@ -154,8 +165,37 @@ impl Reconciler {
             desired.rules.clone_from(&self.rules);
             held.rules.clone_from(&observed.rules);
         }
+        self.drains.keep_leaving(&mut desired, &held, begun);
         let plan = plan(&desired, &held, &Ownership::Scope);
         self.apply(&plan, Pass::Change, begun);
+    }
+
+    /// Counts the connections of real servers that are leaving, and removes those that are done.
+    fn drain(&mut self, pass: Pass) {
+        let begun = Instant::now();
+        let scope = self.drains.scope();
+        let mut gone = BTreeMap::new();
+        for key in &scope.virtual_servers {
+            match self.kernel.connections(key) {
+                Ok(counted) => gone.extend([(*key, self.drains.let_go(*key, &counted, begun))]),
+                Err(error) => {
+                    warn!(%key, %error, "cannot count the connections of real servers that are leaving; trying again");
+                    self.drains.check_later(begun);
+                }
+            }
+        }
+        let Some(observed) = &self.observed else { return };
+        let held = observed.restricted_to(&scope);
+        let mut staying = held.clone();
+        for (key, server) in &mut staying.virtual_servers {
+            server.real_servers.retain(|real, _| gone.get(key).is_none_or(|gone| !gone.contains(real)));
+        }
+        let mut desired = self.ledger.desired(&scope);
+        self.drains.keep_leaving(&mut desired, &staying, begun);
+        let plan = plan(&desired, &held, &Ownership::Scope);
+        if !plan.is_empty() {
+            self.apply(&plan, pass, begun);
+        }
     }
 
     /// Observes the kernel for the first time, and takes over what an earlier run has left there.
@@ -222,6 +262,7 @@ impl Reconciler {
         self.refused.clear();
         let mut desired = self.ledger.complete();
         desired.rules.clone_from(&self.rules);
+        self.drains.keep_leaving(&mut desired, &observed, begun);
         let plan = plan(&desired, &observed, &Ownership::Node { excluded: &self.settings.excluded });
         self.observed = Some(observed);
         if pass == Pass::Audit {
@@ -231,6 +272,10 @@ impl Reconciler {
             }
         }
         self.apply(&plan, pass, begun);
+        if pass == Pass::Start {
+            // Those without connections need not wait for the next count.
+            self.drain(pass);
+        }
         self.health.send_modify(|health| health.synced_once = true);
     }
 
@@ -301,6 +346,7 @@ impl Reconciler {
             self.metrics.objects.with_label_values(&[kind]).set(i64::try_from(number).unwrap_or(i64::MAX));
         };
         count("virtual_server", observed.virtual_servers.len());
+        count("draining_real_server", self.drains.len());
         count("vip", observed.vips.len());
         count("set_member", observed.sets.values().map(|set| set.members.len()).sum());
     }

@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use crate::agent::Agent;
 use crate::cli::{Bind, DetectLocalMode, NodePortAddress, Proxy, Run, VipBinding};
+use crate::drain::Limits;
 use crate::exit::{Ending, Exit, kernel_ending};
 use crate::health::Health;
 use crate::health_check::HealthChecks;
@@ -63,8 +64,12 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
     let metrics = Metrics::new().context("cannot register metrics")?;
     let mailbox = Mailbox::default();
     let addresses = node::follow(mailbox.clone())?;
-    let settings =
-        Settings { config: config.clone(), excluded: arguments.proxy.exclude_cidrs.clone(), audit_period: arguments.audit_period };
+    let settings = Settings {
+        config: config.clone(),
+        excluded: arguments.proxy.exclude_cidrs.clone(),
+        audit_period: arguments.audit_period,
+        drain: Limits { connections: arguments.proxy.drain_timeout, datagrams: arguments.proxy.udp_drain_timeout },
+    };
     let (health, reconciler) = reconciler::spawn(kernel, settings, mailbox.clone(), metrics.clone())?;
 
     let checks = (!arguments.once).then(|| HealthChecks::new(health.clone()));

@@ -3,5 +3,6 @@
 //! Each test has a world of network namespaces of its own ([`testkit::World`]), so all run side by side in one boot. What a test reads must be compiled
 //! in (`include_str!`): the repository is not in the guest.
 
+mod drain;
 mod policies;
 mod world;

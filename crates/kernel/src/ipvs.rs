@@ -112,6 +112,11 @@ impl Ipvs {
         })
     }
 
+    /// The connections of each real server of `service`.
+    pub(crate) fn connections(&mut self, service: &VirtualServerKey) -> Result<BTreeMap<RealServerKey, RealServerCounters>, Error> {
+        Ok(self.dests(service)?.into_iter().map(|dest| (dest.key, dest.connections)).collect())
+    }
+
     fn services(&mut self) -> Result<Vec<Service>, Error> {
         let codec = self.codec;
         self.socket.dump(

@@ -31,9 +31,9 @@ mod socket;
 pub mod sysctl;
 mod vips;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use model::{Family, State};
+use model::{Family, RealServerCounters, RealServerKey, State, VirtualServerKey};
 
 pub use error::Error;
 pub use ipset::Ipset;
@@ -95,6 +95,14 @@ impl Kernel {
             }
         }
         Ok(true)
+    }
+
+    /// The connections of each real server of the virtual server `key`. There are none when there is no such virtual server.
+    ///
+    /// # Errors
+    /// When they cannot be read in full.
+    pub fn connections(&mut self, key: &VirtualServerKey) -> Result<BTreeMap<RealServerKey, RealServerCounters>, Error> {
+        self.ipvs.connections(key)
     }
 
     /// Everything there is: packet rules, sets and VIPs that are ours, and all virtual servers.

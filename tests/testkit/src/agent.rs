@@ -39,6 +39,12 @@ impl Agent {
         self.0.output()
     }
 
+    /// The process alone, for a test that keeps its processes together.
+    #[must_use]
+    pub fn into_process(self) -> Process {
+        self.0
+    }
+
     /// The process, to wait for a log line or to send another signal.
     pub fn process(&mut self) -> &mut Process {
         &mut self.0

@@ -1,0 +1,186 @@
+//! Real servers that are leaving: weight 0 in place, so that they get no new connections and keep the ones they have, until those end or
+//! a deadline passes.
+//!
+//! A drain is nothing the plan has to know: while it lasts, the real server is desired with weight 0. So a server that becomes desired
+//! again gets its weight back in place, and nothing is ever deleted and added again. What is draining is in the kernel, not in here:
+//! a process that starts anew finds the real servers that nobody desires, and begins their drain with a fresh deadline.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use model::{Protocol, RealServer, RealServerCounters, RealServerKey, Scope, State, VirtualServer, VirtualServerKey};
+
+/// How often the connections of draining real servers are counted.
+const CHECK: Duration = Duration::from_secs(1);
+
+/// How long real servers may take to leave.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Those with connections of TCP and SCTP, which end.
+    pub(crate) connections: Duration,
+    /// Those of UDP, where the kernel tells no end: for answers that are on their way.
+    pub(crate) datagrams: Duration,
+}
+
+/// The real servers that are leaving.
+#[derive(Debug)]
+pub(crate) struct Drains {
+    limits: Limits,
+    /// When each has to be gone.
+    leaving: BTreeMap<(VirtualServerKey, RealServerKey), Instant>,
+    next_check: Option<Instant>,
+}
+
+impl Drains {
+    pub(crate) const fn new(limits: Limits) -> Self {
+        Self { limits, leaving: BTreeMap::new(), next_check: None }
+    }
+
+    /// How many are leaving.
+    pub(crate) fn len(&self) -> usize {
+        self.leaving.len()
+    }
+
+    /// When their connections are to be counted again; `None` while there are none.
+    pub(crate) const fn next_check(&self) -> Option<Instant> {
+        self.next_check
+    }
+
+    /// The virtual servers that have real servers leaving.
+    pub(crate) fn scope(&self) -> Scope {
+        let virtual_servers = self.leaving.keys().map(|(key, _)| *key).collect();
+        Scope { virtual_servers, ..Scope::default() }
+    }
+
+    /// Adds to `desired` the real servers that `held` has beyond it, with weight 0. Both are about the same virtual servers; one that is
+    /// not desired itself goes with all it has.
+    pub(crate) fn keep_leaving(&mut self, desired: &mut State, held: &State, now: Instant) {
+        for (key, held) in &held.virtual_servers {
+            match desired.virtual_servers.get_mut(key) {
+                Some(desired) => self.keep_leaving_of(*key, desired, held, now),
+                None => self.forget(*key),
+            }
+        }
+        self.next_check = (!self.leaving.is_empty()).then(|| self.next_check.unwrap_or(now + CHECK));
+    }
+
+    fn keep_leaving_of(&mut self, key: VirtualServerKey, desired: &mut VirtualServer, held: &VirtualServer, now: Instant) {
+        let limit = match key {
+            VirtualServerKey::Address { protocol: Protocol::Udp, .. } => self.limits.datagrams,
+            VirtualServerKey::Address { .. } | VirtualServerKey::Mark { .. } => self.limits.connections,
+        };
+        for (real, server) in &held.real_servers {
+            if desired.real_servers.contains_key(real) {
+                self.leaving.remove(&(key, *real));
+            } else {
+                self.leaving.entry((key, *real)).or_insert(now + limit);
+                desired.real_servers.insert(*real, RealServer { weight: 0, ..*server });
+            }
+        }
+    }
+
+    /// Lets go of those real servers of `key` that have no connections left or no time, by what the kernel has counted. What is let go
+    /// of is to be planned without [`Self::keep_leaving`] adding it again: it is returned, and the caller takes it out of `held`.
+    pub(crate) fn let_go(
+        &mut self,
+        key: VirtualServerKey,
+        counted: &BTreeMap<RealServerKey, RealServerCounters>,
+        now: Instant,
+    ) -> BTreeSet<RealServerKey> {
+        let idle = |real: &RealServerKey| counted.get(real).is_none_or(|counters| counters.active == 0 && counters.inactive == 0);
+        let of_key = self.leaving.iter().filter(|((of, _), _)| *of == key);
+        let gone: BTreeSet<_> =
+            of_key.filter(|((_, real), deadline)| idle(real) || **deadline <= now).map(|((_, real), _)| *real).collect();
+        for real in &gone {
+            self.leaving.remove(&(key, *real));
+        }
+        self.next_check = (!self.leaving.is_empty()).then(|| now + CHECK);
+        gone
+    }
+
+    /// Puts the next count off after one that failed.
+    pub(crate) fn check_later(&mut self, now: Instant) {
+        self.next_check = (!self.leaving.is_empty()).then(|| now + CHECK);
+    }
+
+    fn forget(&mut self, key: VirtualServerKey) {
+        self.leaving.retain(|(of, _), _| *of != key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{Family, Scheduler};
+
+    const LIMITS: Limits = Limits { connections: Duration::from_secs(900), datagrams: Duration::from_secs(2) };
+
+    fn key(protocol: Protocol) -> VirtualServerKey {
+        VirtualServerKey::address("10.96.0.1".parse().unwrap(), protocol, 80)
+    }
+
+    fn real(host: u8) -> RealServerKey {
+        RealServerKey::new(std::net::Ipv4Addr::new(10, 244, 0, host).into(), 8080)
+    }
+
+    fn state(protocol: Protocol, hosts: &[u8]) -> State {
+        let mut server = VirtualServer::new(Scheduler::RR, Family::V4);
+        server.real_servers.extend(hosts.iter().map(|host| (real(*host), RealServer::default())));
+        State { virtual_servers: [(key(protocol), server)].into(), ..State::default() }
+    }
+
+    fn weights(state: &State, protocol: Protocol) -> Vec<(RealServerKey, u32)> {
+        state.virtual_servers[&key(protocol)].real_servers.iter().map(|(real, server)| (*real, server.weight)).collect()
+    }
+
+    fn counted(host: u8, active: u32) -> BTreeMap<RealServerKey, RealServerCounters> {
+        [(real(host), RealServerCounters { active, ..RealServerCounters::default() })].into()
+    }
+
+    #[test]
+    fn a2_who_leaves_stays_with_weight_0_until_its_connections_end_or_its_deadline_passes() {
+        let start = Instant::now();
+        let mut drains = Drains::new(LIMITS);
+        let mut desired = state(Protocol::Tcp, &[1]);
+        drains.keep_leaving(&mut desired, &state(Protocol::Tcp, &[1, 2, 3]), start);
+        assert_eq!(weights(&desired, Protocol::Tcp), [(real(1), 1), (real(2), 0), (real(3), 0)]);
+        assert_eq!((drains.len(), drains.next_check()), (2, Some(start + CHECK)));
+
+        let gone = drains.let_go(key(Protocol::Tcp), &counted(2, 5), start + CHECK);
+        assert_eq!(gone, [real(3)].into(), "3 has no connections");
+        let gone = drains.let_go(key(Protocol::Tcp), &counted(2, 5), start + LIMITS.connections);
+        assert_eq!(gone, [real(2)].into(), "2 has no time left");
+        assert_eq!((drains.len(), drains.next_check()), (0, None));
+    }
+
+    #[test]
+    fn a3_who_is_desired_again_does_not_leave() {
+        let start = Instant::now();
+        let mut drains = Drains::new(LIMITS);
+        let held = state(Protocol::Tcp, &[1, 2]);
+        drains.keep_leaving(&mut state(Protocol::Tcp, &[1]), &held, start);
+        let mut desired = state(Protocol::Tcp, &[1, 2]);
+        drains.keep_leaving(&mut desired, &held, start + CHECK);
+        assert_eq!(weights(&desired, Protocol::Tcp), [(real(1), 1), (real(2), 1)]);
+        assert_eq!((drains.len(), drains.next_check()), (0, None));
+    }
+
+    #[test]
+    fn a4_a_deadline_runs_from_the_first_time_and_not_anew_with_every_pass() {
+        let start = Instant::now();
+        let mut drains = Drains::new(LIMITS);
+        let held = state(Protocol::Udp, &[1, 2]);
+        for seconds in 0..2 {
+            drains.keep_leaving(&mut state(Protocol::Udp, &[1]), &held, start + Duration::from_secs(seconds));
+        }
+        assert_eq!(drains.let_go(key(Protocol::Udp), &counted(2, 9), start + LIMITS.datagrams), [real(2)].into());
+    }
+
+    #[test]
+    fn a_virtual_server_that_is_not_desired_takes_its_drains_along() {
+        let mut drains = Drains::new(LIMITS);
+        drains.keep_leaving(&mut state(Protocol::Tcp, &[1]), &state(Protocol::Tcp, &[1, 2]), Instant::now());
+        drains.keep_leaving(&mut State::default(), &state(Protocol::Tcp, &[1, 2]), Instant::now());
+        assert_eq!((drains.len(), drains.next_check()), (0, None));
+    }
+}
