@@ -21,7 +21,7 @@ fn slice(pods: &[&Pod]) -> String {
 fn connect(world: &World, arguments: &[&str]) -> Result<([Pod; 2], Vec<Process>, Process)> {
     let [a, b] = [world.pod("a", On::Node)?, world.pod("b", On::Node2)?];
     let client = world.pod("client", On::Node)?;
-    let echo = ["busybox", "nc", "-lk", "-p", "8080", "-e", "cat"];
+    let echo = ["busybox", "nc", "-ll", "-p", "8080", "-e", "cat"];
     let mut processes = vec![a.start(&echo)?, b.start(&echo)?];
     world.write("node.yaml", &Node::new("node").internal_ip(NODE_V4).to_string())?;
     world.write("web.yaml", &Service::new("web").cluster_ip("10.96.0.10").port("http", Protocol::Tcp, 80, 8080).to_string())?;
