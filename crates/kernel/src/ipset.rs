@@ -34,6 +34,10 @@ const MAX_BUCKETS: usize = 1 << 20;
 /// ipset's own default, and enough for a small cluster.
 const MIN_BUCKETS: usize = 1024;
 
+/// A larger set is filled under this name, one at a time. It does not follow from the set's own name, which may be as long as the kernel
+/// takes.
+const TEMPORARY: &str = "KUBE-IPVS-GROWING";
+
 const EINVAL: i32 = 22;
 
 impl Ipset {
@@ -143,16 +147,14 @@ impl Ipset {
 
     /// Makes a larger set under another name, fills it, and swaps the two: packet rules see either the one or the other.
     fn grow(&mut self, set: Set, capacity: u32, members: &BTreeSet<Member>) -> Result<(), Error> {
-        // 31 bytes are the most a name may have, and the longest of ours has 24.
-        let temporary = format!("{}-TMP", set.name());
         // What a process that was killed in the middle has left.
-        self.destroy(&temporary)?;
-        self.create(&temporary, set, capacity, members.len())?;
+        self.destroy(TEMPORARY)?;
+        self.create(TEMPORARY, set, capacity, members.len())?;
         let codec = self.codec;
         let filled = self
-            .change_members(Change::Add, &temporary, set.kind(), members)
-            .and_then(|()| self.execute("swapping", set.name(), |batch, seq| codec.swap(batch, seq, set.name(), &temporary)));
-        let destroyed = self.destroy(&temporary);
+            .change_members(Change::Add, TEMPORARY, set.kind(), members)
+            .and_then(|()| self.execute("swapping", set.name(), |batch, seq| codec.swap(batch, seq, set.name(), TEMPORARY)));
+        let destroyed = self.destroy(TEMPORARY);
         filled.and(destroyed)
     }
 

@@ -136,8 +136,8 @@ fn growing_takes_over_from_a_process_that_died_while_it_was_growing() {
     isolated(|| {
         let mut ipset = Ipset::open().unwrap();
         reconcile(&mut ipset, &Sets::from([(VIPS, holding(addresses(3)))]));
-        sh("ipset create KUBE-IPVS-IPS-TMP hash:ip maxelem 7");
-        sh("ipset add KUBE-IPVS-IPS-TMP 192.0.2.1");
+        sh("ipset create KUBE-IPVS-GROWING hash:ip maxelem 7");
+        sh("ipset add KUBE-IPVS-GROWING 192.0.2.1");
         let grown = SetState { capacity: 131_072, members: addresses(4) };
         reconcile(&mut ipset, &Sets::from([(VIPS, grown)]));
         assert_eq!(sh("ipset list -name"), "KUBE-IPVS-IPS\n");
