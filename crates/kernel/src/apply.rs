@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use model::{Family, VirtualServerKey};
+use model::{Family, Member, VirtualServerKey};
 use plan::{Plan, Stage, Step};
 
 use crate::{Error, Kernel, Report};
@@ -14,6 +14,8 @@ struct Setbacks {
     rules: BTreeSet<Family>,
     /// Virtual servers that are not as they should be.
     servers: BTreeSet<VirtualServerKey>,
+    /// Virtual servers that are to be restricted, and may not be.
+    unrestricted: BTreeSet<VirtualServerKey>,
     /// It is not known what a socket that failed has done.
     unknown: bool,
 }
@@ -46,7 +48,12 @@ impl Kernel {
 
     fn apply_stage(&mut self, stage: Stage, steps: &[(usize, &Step)], report: &mut Report) {
         match stage {
-            Stage::Sets | Stage::Members | Stage::RemoveMembers | Stage::DestroySets => self.ipset.apply(steps, report),
+            Stage::Sets
+            | Stage::Members
+            | Stage::Restrictions
+            | Stage::LiftRestrictions
+            | Stage::RemoveMembers
+            | Stage::DestroySets => self.ipset.apply(steps, report),
             Stage::VirtualServers | Stage::RealServers | Stage::RemoveVirtualServers => self.ipvs.apply(steps, report),
             Stage::Vips | Stage::UnbindVips => self.vips.apply(steps, report),
             Stage::Rules | Stage::RemoveRules => {
@@ -64,6 +71,13 @@ impl Kernel {
 impl Setbacks {
     fn note(&mut self, step: &Step, error: &Error) {
         match step {
+            Step::AddMembers(set, members) | Step::GrowSet { set, members, .. } if set.role.is_restriction() => {
+                let key = |member: &Member| match *member {
+                    Member::IpPort(address, protocol, port) => Some(VirtualServerKey::address(address, protocol, port)),
+                    _ => None,
+                };
+                self.unrestricted.extend(members.iter().filter_map(key));
+            }
             Step::CreateSet { set, .. } | Step::GrowSet { set, .. } => self.rules.extend([set.family]),
             Step::ChangeRules(family, _) => self.rules.extend([*family]),
             _ => self.servers.extend(step.virtual_server()),
@@ -74,7 +88,11 @@ impl Setbacks {
     /// Whether a step must not be taken after what failed.
     fn forbid(&self, stage: Stage, step: &Step) -> bool {
         match stage {
-            Stage::Sets | Stage::Rules | Stage::Members | Stage::VirtualServers => false,
+            Stage::Sets | Stage::Rules | Stage::Members | Stage::Restrictions => false,
+            // It would serve those whom it is not for.
+            Stage::VirtualServers => {
+                matches!(step, Step::AddVirtualServer { key, .. } if self.unrestricted.contains(key))
+            }
             // Traffic to it would go out with the wrong source address.
             Stage::Vips => match step {
                 Step::BindVip { vip, .. } => self.rules.contains(&vip.family()),
@@ -82,9 +100,12 @@ impl Setbacks {
             },
             // Those that were to take over may not be there.
             Stage::RealServers => self.unknown || step.virtual_server().is_some_and(|key| self.servers.contains(&key)),
-            Stage::UnbindVips | Stage::RemoveVirtualServers | Stage::RemoveRules | Stage::RemoveMembers | Stage::DestroySets => {
-                self.unknown
-            }
+            Stage::UnbindVips
+            | Stage::RemoveVirtualServers
+            | Stage::RemoveRules
+            | Stage::LiftRestrictions
+            | Stage::RemoveMembers
+            | Stage::DestroySets => self.unknown,
         }
     }
 }
@@ -93,4 +114,36 @@ impl Setbacks {
 pub(crate) fn step_at<'a>(steps: &[(usize, &'a Step)], index: usize) -> Option<&'a Step> {
     let at = steps.binary_search_by_key(&index, |(at, _)| *at).ok()?;
     steps.get(at).map(|(_, step)| *step)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use model::{Protocol, Role, Scheduler, Set, VirtualServer};
+
+    use super::*;
+
+    #[test]
+    fn d2_what_cannot_be_restricted_is_not_made() {
+        let address: IpAddr = "192.0.2.1".parse().unwrap();
+        let add = |port| {
+            let key = VirtualServerKey::address(address, Protocol::Tcp, port);
+            Step::AddVirtualServer { key, server: VirtualServer::new(Scheduler::RR, Family::V4) }
+        };
+        let members = [Member::IpPort(address, Protocol::Tcp, 80)];
+        let restricted = Set::new(Role::Restricted, Family::V4);
+        let refusal = || Error::refused_by_ipset("adding to a set".to_owned(), 12);
+        let grow = Step::GrowSet { set: restricted, capacity: 8, members: members.into() };
+        for step in [Step::AddMembers(restricted, members.into()), grow] {
+            let mut setbacks = Setbacks::default();
+            assert!(!setbacks.forbid(Stage::VirtualServers, &add(80)));
+            setbacks.note(&step, &refusal());
+            assert!(setbacks.forbid(Stage::VirtualServers, &add(80)));
+            assert!(!setbacks.forbid(Stage::VirtualServers, &add(81)), "others are served");
+        }
+        let mut setbacks = Setbacks::default();
+        setbacks.note(&Step::AddMembers(Set::new(Role::SourceRange, Family::V4), members.into()), &refusal());
+        assert!(!setbacks.forbid(Stage::VirtualServers, &add(80)), "whom a range is missing for stays out");
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 
 use ipnetwork::IpNetwork;
 
@@ -161,6 +162,12 @@ impl Role {
         Self::HealthCheck,
         Self::Vips,
     ];
+
+    /// Whether packets to its members are dropped unless another set lets them pass.
+    #[must_use]
+    pub const fn is_restriction(self) -> bool {
+        matches!(self, Self::Restricted | Self::NoLocal)
+    }
 }
 
 /// The layout of a set (the ipset type name).
@@ -219,6 +226,18 @@ impl Member {
             Self::IpPortMark(..) => SetKind::HashIpPortMark,
         }
     }
+
+    /// Every member that the kernel takes for this one. A mark is not what it knows a member by: to add the member with another mark
+    /// replaces it, and to remove it with any mark removes it.
+    #[must_use]
+    pub const fn variants(self) -> RangeInclusive<Self> {
+        match self {
+            Self::IpPortMark(ip, protocol, port, _) => {
+                Self::IpPortMark(ip, protocol, port, NonZeroU32::MIN)..=Self::IpPortMark(ip, protocol, port, NonZeroU32::MAX)
+            }
+            _ => self..=self,
+        }
+    }
 }
 
 impl fmt::Display for Member {
@@ -246,6 +265,25 @@ pub struct SetState {
 }
 
 impl SetState {
+    /// Whether it has `member`, be it with another mark.
+    #[must_use]
+    pub fn has(&self, member: Member) -> bool {
+        self.members.range(member.variants()).next().is_some()
+    }
+
+    /// Takes `member` in as the kernel does, in the place of one with another mark.
+    pub fn add(&mut self, member: Member) {
+        self.remove(member);
+        self.members.insert(member);
+    }
+
+    /// Takes `member` out as the kernel does, whatever its mark.
+    pub fn remove(&mut self, member: Member) {
+        while let Some(held) = self.members.range(member.variants()).next().copied() {
+            self.members.remove(&held);
+        }
+    }
+
     /// The smallest capacity ever asked for: ipset's own default.
     pub const MIN_CAPACITY: u32 = 65_536;
 
@@ -271,6 +309,19 @@ mod tests {
             assert_eq!(Set::from_name(set.name()), Some(set));
         }
         assert_eq!(Set::from_name("KUBE-NODE-PORT-TCP"), None, "kube-proxy's bitmap is not ours to touch");
+    }
+
+    #[test]
+    fn a_member_with_another_mark_is_the_same_member() {
+        let member = |port, mark| Member::IpPortMark([192, 0, 2, 1].into(), Protocol::Tcp, port, NonZeroU32::new(mark).unwrap());
+        let mut set = SetState::default();
+        for added in [member(80, 1), member(81, 1), member(80, 2)] {
+            set.add(added);
+        }
+        assert!(set.members.iter().eq(&[member(80, 2), member(81, 1)]));
+        assert!(set.has(member(80, 7)) && !set.has(member(82, 2)));
+        set.remove(member(80, u32::MAX));
+        assert!(set.members.iter().eq(&[member(81, 1)]));
     }
 
     #[test]

@@ -50,14 +50,16 @@ pub(crate) fn sets(plan: &mut Plan, desired: &State, observed: &State) {
 }
 
 fn set_members(plan: &mut Plan, set: Set, desired: &SetState, observed: &SetState) {
+    // A member that is to have another mark is replaced by being added: to remove it as well would leave none.
+    let surplus: BTreeSet<_> = observed.members.iter().filter(|member| !desired.has(**member)).copied().collect();
     if desired.capacity > observed.capacity {
         // What is surplus is carried over as well: it goes in its own stage, when nothing uses it any more.
-        let members = desired.members.union(&observed.members).copied().collect();
+        let members = desired.members.union(&surplus).copied().collect();
         plan.push(Step::GrowSet { set, capacity: desired.capacity, members });
     } else {
         add_members(plan, set, desired.members.difference(&observed.members).copied().collect());
     }
-    remove_members(plan, set, observed.members.difference(&desired.members).copied().collect());
+    remove_members(plan, set, surplus);
 }
 
 fn add_members(plan: &mut Plan, set: Set, members: BTreeSet<Member>) {

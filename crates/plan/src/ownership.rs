@@ -25,16 +25,16 @@ impl Ownership<'_> {
     #[must_use]
     pub fn covers(&self, key: &VirtualServerKey, desired: &State, observed: &State) -> bool {
         let Self::Node { excluded } = self else { return true };
+        let is_excluded = |address| excluded.iter().any(|network| network.contains(address));
         let (address, port, protocol) = match *key {
             VirtualServerKey::Address { address, port, protocol } => (address, port, protocol),
             VirtualServerKey::Mark { family, mark: ours } => {
                 let set = observed.sets.get(&Set::new(Role::InCluster, family));
-                return set.is_some_and(|set| {
-                    set.members.iter().any(|member| matches!(member, Member::IpPortMark(.., mark) if *mark == ours))
-                });
+                let leads_here = |member: &Member| matches!(member, Member::IpPortMark(address, _, _, mark) if *mark == ours && !is_excluded(*address));
+                return set.is_some_and(|set| set.members.iter().any(leads_here));
             }
         };
-        if excluded.iter().any(|network| network.contains(address)) {
+        if is_excluded(address) {
             return false;
         }
         let family = Family::of(address);

@@ -19,6 +19,8 @@ pub enum Stage {
     Rules,
     /// Add set members.
     Members,
+    /// Add set members that close something, when those who may pass all the same are known.
+    Restrictions,
     /// Make or edit virtual servers, add real servers or give them their weight.
     VirtualServers,
     /// Bind VIPs.
@@ -31,6 +33,8 @@ pub enum Stage {
     RemoveVirtualServers,
     /// Remove surplus packet rules.
     RemoveRules,
+    /// Remove surplus set members that close something, while those who may pass all the same are known.
+    LiftRestrictions,
     /// Remove surplus set members.
     RemoveMembers,
     /// Destroy surplus sets.
@@ -43,12 +47,14 @@ impl fmt::Display for Stage {
             Self::Sets => "sets",
             Self::Rules => "packet rules",
             Self::Members => "set members",
+            Self::Restrictions => "restrictions",
             Self::VirtualServers => "virtual servers",
             Self::Vips => "VIPs",
             Self::RealServers => "surplus real servers",
             Self::UnbindVips => "surplus VIPs",
             Self::RemoveVirtualServers => "surplus virtual servers",
             Self::RemoveRules => "surplus packet rules",
+            Self::LiftRestrictions => "surplus restrictions",
             Self::RemoveMembers => "surplus set members",
             Self::DestroySets => "surplus sets",
         })
@@ -148,9 +154,11 @@ impl Step {
     #[must_use]
     pub fn stage(&self) -> Stage {
         match self {
+            Self::GrowSet { set, .. } if set.role.is_restriction() => Stage::Restrictions,
             Self::CreateSet { .. } | Self::GrowSet { .. } => Stage::Sets,
             Self::ChangeRules(_, change) if change.is_removal() => Stage::RemoveRules,
             Self::ChangeRules(..) => Stage::Rules,
+            Self::AddMembers(set, _) if set.role.is_restriction() => Stage::Restrictions,
             Self::AddMembers(..) => Stage::Members,
             // A weight of 0 takes a real server out of service, so it waits until those that come in are there.
             Self::SetRealServer { server, .. } if server.weight == 0 => Stage::RealServers,
@@ -162,6 +170,7 @@ impl Step {
             Self::RemoveRealServer { .. } => Stage::RealServers,
             Self::UnbindVip(_) => Stage::UnbindVips,
             Self::RemoveVirtualServer(_) => Stage::RemoveVirtualServers,
+            Self::RemoveMembers(set, _) if set.role.is_restriction() => Stage::LiftRestrictions,
             Self::RemoveMembers(..) => Stage::RemoveMembers,
             Self::DestroySet(_) => Stage::DestroySets,
         }
@@ -199,7 +208,7 @@ impl Step {
             }
             Self::AddMembers(set, members) => {
                 if let Some(set) = state.sets.get_mut(set) {
-                    set.members.extend(members);
+                    members.iter().for_each(|member| set.add(*member));
                 }
             }
             Self::AddVirtualServer { key, server } => {
@@ -231,9 +240,7 @@ impl Step {
             }
             Self::RemoveMembers(set, members) => {
                 if let Some(set) = state.sets.get_mut(set) {
-                    for member in members {
-                        set.members.remove(member);
-                    }
+                    members.iter().for_each(|member| set.remove(*member));
                 }
             }
             Self::DestroySet(set) => {

@@ -53,22 +53,86 @@ fn rules() -> impl Strategy<Value = Rules> {
 
 /// A state as the ledger makes them: every virtual server has its frontend in a set and its VIP bound, in all enabled families.
 fn desired() -> impl Strategy<Value = State> {
-    let servers = prop::collection::btree_map(key(), server(), 0..6);
+    let callers = prop_oneof![
+        2 => Just(Callers::All),
+        1 => (server(), any::<bool>()).prop_map(|(inside, unserved)| Callers::InsideApart { inside, unserved }),
+        1 => prop::collection::btree_set(0..3u8, 0..3).prop_map(Callers::Of),
+    ];
+    let servers = prop::collection::btree_map(key(), (server(), callers), 0..6);
     let capacity = prop_oneof![Just(16u32), Just(64)];
     let source = prop::option::of(Just(IpAddr::V4(Ipv4Addr::new(172, 18, 0, 2))));
-    (servers, capacity, prop::collection::btree_map(family(), rules(), 0..3), source).prop_map(
-        |(servers, capacity, rules, source)| {
-            let mut state = State { rules, ..State::default() };
-            for set in Family::ALL.into_iter().flat_map(Set::of_family) {
-                state.sets.insert(set, SetState { capacity, members: BTreeSet::new() });
+    let rules = prop::collection::btree_map(family(), rules(), 0..3);
+    (servers, capacity, rules, source, 1..3u32).prop_map(|(servers, capacity, rules, source, first_mark)| {
+        let mut state = State { rules, ..State::default() };
+        for set in Family::ALL.into_iter().flat_map(Set::of_family) {
+            state.sets.insert(set, SetState { capacity, members: BTreeSet::new() });
+        }
+        for ((key, (server, callers)), mark) in servers.into_iter().zip(first_mark..) {
+            claim(&mut state, key, source);
+            state.virtual_servers.insert(key, server);
+            callers.claim(&mut state, key, NonZeroU32::new(0x4000 + mark).expect("not zero"));
+        }
+        state
+    })
+}
+
+/// Who may call a frontend, and finds what.
+#[derive(Clone, Debug)]
+enum Callers {
+    All,
+    /// Those inside the cluster have a virtual server of their own behind a mark; those outside perhaps none.
+    InsideApart {
+        inside: VirtualServer,
+        unserved: bool,
+    },
+    /// Those of some networks.
+    Of(BTreeSet<u8>),
+}
+
+impl Callers {
+    fn claim(self, state: &mut State, key: VirtualServerKey, mark: NonZeroU32) {
+        let VirtualServerKey::Address { address, port, protocol } = key else { return };
+        let family = key.family();
+        let mut add = |role, member| {
+            state.sets.entry(Set::new(role, family)).or_default().members.insert(member);
+        };
+        match self {
+            Self::All => {}
+            Self::InsideApart { inside, unserved } => {
+                add(Role::InCluster, Member::IpPortMark(address, protocol, port, mark));
+                if unserved {
+                    add(Role::NoLocal, Member::IpPort(address, protocol, port));
+                }
+                state.virtual_servers.insert(VirtualServerKey::Mark { family, mark }, inside);
             }
-            for (key, server) in servers {
-                claim(&mut state, key, source);
-                state.virtual_servers.insert(key, server);
+            Self::Of(networks) => {
+                add(Role::Restricted, Member::IpPort(address, protocol, port));
+                for number in networks {
+                    add(Role::SourceRange, Member::IpPortNet(address, protocol, port, network(family, number)));
+                }
             }
-            state
-        },
-    )
+        }
+    }
+}
+
+fn network(family: Family, number: u8) -> IpNetwork {
+    match family {
+        Family::V4 => format!("203.0.{number}.0/24").parse().expect("a network"),
+        Family::V6 => format!("2001:db8:{number}::/48").parse().expect("a network"),
+    }
+}
+
+/// The networks whose callers `key` lets in; `None` for all.
+fn admitted(state: &State, key: VirtualServerKey) -> Option<BTreeSet<IpNetwork>> {
+    let VirtualServerKey::Address { address, port, protocol } = key else { return None };
+    let set = |role| state.sets.get(&Set::new(role, key.family()));
+    set(Role::Restricted).filter(|set| set.has(Member::IpPort(address, protocol, port)))?;
+    let members = set(Role::SourceRange).into_iter().flat_map(|set| &set.members);
+    let networks = members.filter_map(|member| match *member {
+        Member::IpPortNet(of, proto, number, network) if (of, proto, number) == (address, protocol, port) => Some(network),
+        _ => None,
+    });
+    Some(networks.collect())
 }
 
 /// Any state at all: desired ones of another time, minus or plus this and that, with virtual servers of other tools in it.
@@ -193,6 +257,53 @@ proptest! {
         }
     }
 
+    /// Whoever may call before and after may call all the time, and nobody else may at any time.
+    #[test]
+    fn d2_every_prefix_admits_nobody_too_many_and_keeps_nobody_out(desired in desired(), observed in desired()) {
+        let plan = plan(&desired, &observed, &NODE);
+        let mut state = observed.clone();
+        for step in std::iter::once(None).chain(plan.steps().map(Some)) {
+            step.into_iter().for_each(|step| step.apply_to(&mut state));
+            for key in state.virtual_servers.keys() {
+                let (before, after) = (observed.virtual_servers.get(key), desired.virtual_servers.get(key));
+                let before = before.map(|_| admitted(&observed, *key));
+                let after = after.map(|_| admitted(&desired, *key));
+                let during = admitted(&state, *key);
+                // A virtual server that is about to come or go has one reading.
+                let readings: Vec<_> = before.iter().chain(&after).collect();
+                let everybody = readings.iter().any(|reading| reading.is_none());
+                let networks = || readings.iter().copied().flatten().flatten();
+                if let Some(during) = &during {
+                    let of_both = |network: &&IpNetwork| {
+                        readings.iter().all(|reading| reading.as_ref().is_none_or(|reading| reading.contains(network)))
+                    };
+                    prop_assert!(networks().filter(of_both).all(|network| during.contains(network)), "{:?} keeps out of {}", step, key);
+                    prop_assert!(everybody || during.iter().all(|network| networks().any(|other| other == network)), "{:?} opens {}", step, key);
+                    prop_assert!(!readings.iter().all(|reading| reading.is_none()), "{:?} closes {}", step, key);
+                } else {
+                    prop_assert!(everybody, "{:?} opens {}", step, key);
+                }
+            }
+        }
+    }
+
+    /// A packet with a mark finds a virtual server behind it, or the one of its address.
+    #[test]
+    fn every_prefix_gives_a_frontend_one_mark(desired in desired(), observed in desired()) {
+        let plan = plan(&desired, &observed, &NODE);
+        let mut state = observed;
+        for step in plan.steps() {
+            step.apply_to(&mut state);
+            for family in Family::ALL {
+                let members = &state.sets[&Set::new(Role::InCluster, family)].members;
+                let mut frontends = BTreeSet::new();
+                for member in members {
+                    prop_assert!(frontends.insert(*member.variants().start()), "{}: {} has two marks", step, member);
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_scope_gives_the_same_steps_as_the_whole_for_what_it_holds(desired in desired(), observed in desired(), key in key()) {
         let scope = model::Scope { virtual_servers: [key].into(), ..model::Scope::default() };
@@ -228,6 +339,34 @@ fn k1_an_excluded_network_protects_even_what_looks_like_ours() {
     let excluded: [IpNetwork; 1] = ["203.0.113.192/26".parse().unwrap()];
     assert!(!Ownership::Node { excluded: &excluded }.covers(&inside, &State::default(), &observed));
     assert!(NODE.covers(&inside, &State::default(), &observed));
+}
+
+#[test]
+fn k1_a_virtual_server_behind_a_mark_is_ours_by_the_set_that_leads_there() {
+    let mark = NonZeroU32::new(0x4007).unwrap();
+    let behind = |family| VirtualServerKey::Mark { family, mark };
+    let frontend = Member::IpPortMark("203.0.113.200".parse().unwrap(), Protocol::Tcp, 80, mark);
+    let mut observed = State::default();
+    assert!(!NODE.covers(&behind(Family::V4), &State::default(), &observed));
+    let set = Set::new(Role::InCluster, Family::V4);
+    observed.sets.insert(set, SetState { capacity: SetState::MIN_CAPACITY, members: [frontend].into() });
+    assert!(NODE.covers(&behind(Family::V4), &State::default(), &observed));
+    assert!(!NODE.covers(&behind(Family::V6), &State::default(), &observed), "the same mark of the other family is another's");
+    let excluded: [IpNetwork; 1] = ["203.0.113.192/26".parse().unwrap()];
+    assert!(!Ownership::Node { excluded: &excluded }.covers(&behind(Family::V4), &State::default(), &observed));
+}
+
+/// The kernel knows a member by what is in front of the mark: to remove the member with the mark it had would leave none.
+#[test]
+fn another_mark_is_added_over_the_one_there_is() {
+    let set = Set::new(Role::InCluster, Family::V4);
+    let member = |mark| Member::IpPortMark("192.0.2.1".parse().unwrap(), Protocol::Tcp, 80, NonZeroU32::new(mark).unwrap());
+    let with =
+        |capacity, mark| State { sets: [(set, SetState { capacity, members: [member(mark)].into() })].into(), ..State::default() };
+    let steps = |desired, observed| plan(&desired, &observed, &NODE).steps().cloned().collect::<Vec<_>>();
+    assert_eq!(steps(with(8, 1), with(8, 2)), [Step::AddMembers(set, [member(1)].into())]);
+    let grown = Step::GrowSet { set, capacity: 16, members: [member(1)].into() };
+    assert_eq!(steps(with(16, 1), with(8, 2)), [grown]);
 }
 
 #[test]
