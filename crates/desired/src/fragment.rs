@@ -13,7 +13,7 @@ use model::{
 
 use crate::config::Config;
 use crate::endpoints::{self, Candidate, Reach};
-use crate::facts::NodeFacts;
+use crate::facts::{NodeFacts, is_ipv6_link_local};
 use crate::problem::Problem;
 use crate::service::{Externals, Service, ServicePort};
 use crate::slice::Slice;
@@ -34,7 +34,7 @@ pub struct Fragment {
     local: Box<[(RealServerKey, Protocol)]>,
     /// The networks that may call guarded frontends.
     ranges: Box<[IpNetwork]>,
-    health_check: Option<HealthCheck>,
+    health_checks: Box<[(Family, HealthCheck)]>,
     problems: Box<[Problem]>,
 }
 
@@ -88,6 +88,15 @@ pub struct HealthCheck {
     pub local_endpoints: usize,
 }
 
+/// Which of a Service's two traffic policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TrafficPolicy {
+    /// `spec.internalTrafficPolicy`, for callers of the ClusterIP.
+    Internal,
+    /// `spec.externalTrafficPolicy`, for callers of all other frontends.
+    External,
+}
+
 /// The real servers behind a port, shared by all of its frontends of one family that spread over the same endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Pool {
@@ -95,6 +104,8 @@ struct Pool {
     config: VirtualServerConfig,
     /// In order. What there is to say of each beyond its key is the same for all.
     real_servers: Box<[RealServerKey]>,
+    /// Whether policy `Local` leaves it empty although there are endpoints on other nodes.
+    only_elsewhere: bool,
 }
 
 /// What a fragment is made from, beside the Service and its slices.
@@ -158,7 +169,6 @@ impl Fragment {
         let nothing = Externals::default();
         let externals = service.externals.as_deref().unwrap_or(&nothing);
         let mut builder = Builder { ranges: externals.ranges.clone().unwrap_or_default(), ..Builder::default() };
-        let mut ready_here = BTreeSet::new();
         for family in config.families.iter().copied() {
             let Some(cluster_ip) = service.cluster_ip(family) else { continue };
             let guard = guard(externals.ranges.as_deref(), family, config, facts);
@@ -168,6 +178,7 @@ impl Fragment {
             let external_ips = of_family(&externals.ips);
             let load_balancer = of_family(&externals.load_balancer);
             let node_addresses = of_family(node_port_addresses);
+            let mut ready_here = BTreeSet::new();
             for port in &service.ports {
                 let candidates = endpoints::of_port(slices.iter().copied(), family, port, facts.zone.as_deref());
                 builder
@@ -201,9 +212,9 @@ impl Fragment {
                     add(FrontendKind::NodePort, *address, node_port.unwrap_or_default(), external, Guard::Open);
                 }
             }
+            let check = externals.health_check.map(|port| HealthCheck { port: port.get(), local_endpoints: ready_here.len() });
+            builder.health_checks.extend(check.map(|check| (family, check)));
         }
-        builder.health_check =
-            externals.health_check.map(|port| HealthCheck { port: port.get(), local_endpoints: ready_here.len() });
         builder.finish(service.created, problems)
     }
 
@@ -250,16 +261,33 @@ impl Fragment {
             let member = |range: &IpNetwork| Member::IpPortNet(address, protocol, port, *range);
             members.extend(ranges.map(|range| (Set::new(Role::SourceRange, family), member(range))));
         }
-        if let (FrontendKind::LoadBalancer, Some(vip), Some(check)) = (frontend.kind, frontend.vip(), self.health_check) {
+        if let (Some(vip), Some(check)) = (frontend.vip(), self.health_check_of(family)) {
             members.push((Set::new(Role::HealthCheck, family), Member::IpPort(vip, Protocol::Tcp, check.port)));
         }
         members
     }
 
-    /// What the Service's health check node port is to answer.
+    /// What the Service's health check node port is to answer, with the endpoints of the family that has more of them here.
     #[must_use]
-    pub const fn health_check(&self) -> Option<HealthCheck> {
-        self.health_check
+    pub fn health_check(&self) -> Option<HealthCheck> {
+        self.health_checks.iter().map(|(_, check)| *check).max_by_key(|check| check.local_endpoints)
+    }
+
+    /// What the Service's health check node port is to answer on the node's addresses of `family`.
+    #[must_use]
+    pub fn health_check_of(&self, family: Family) -> Option<HealthCheck> {
+        self.health_checks.iter().find(|(of, _)| *of == family).map(|(_, check)| *check)
+    }
+
+    /// The policies `Local` under which nobody is served in a family although there are endpoints, because none of them is on this node.
+    #[must_use]
+    pub fn without_local_endpoints(&self) -> BTreeSet<(Family, TrafficPolicy)> {
+        let unserved = |frontend: &&Frontend| self.pool_at(frontend.pool).is_some_and(|pool| pool.only_elsewhere);
+        let policy = |frontend: &Frontend| match frontend.kind {
+            FrontendKind::ClusterIp => TrafficPolicy::Internal,
+            FrontendKind::ExternalIp | FrontendKind::LoadBalancer | FrontendKind::NodePort => TrafficPolicy::External,
+        };
+        self.frontends.iter().filter(unserved).map(|frontend| (Family::of(frontend.address), policy(frontend))).collect()
     }
 
     /// The name of the Service's port behind `key`; empty where the port has none.
@@ -322,7 +350,9 @@ fn guard(ranges: Option<&[IpNetwork]>, family: Family, config: &Config, facts: &
     if everybody || left_open {
         return Guard::Open;
     }
-    Guard::Ranges { node: facts.own(family).any(|own| of_family.iter().any(|range| range.contains(own))) }
+    // A link-local address is none by which anybody could mean the node.
+    let mut own = facts.own(family).filter(|address| !is_ipv6_link_local(*address));
+    Guard::Ranges { node: own.any(|own| of_family.iter().any(|range| range.contains(own))) }
 }
 
 #[derive(Default)]
@@ -331,7 +361,7 @@ struct Builder {
     pools: Vec<Pool>,
     local: Vec<(RealServerKey, Protocol)>,
     ranges: Box<[IpNetwork]>,
-    health_check: Option<HealthCheck>,
+    health_checks: Vec<(Family, HealthCheck)>,
 }
 
 /// The pools of one port in one family, each made when it is first asked for.
@@ -357,14 +387,17 @@ impl Pools<'_> {
         }
         let Self { service, port, family, config, .. } = *self;
         let index = u32::try_from(self.builder.pools.len()).unwrap_or(u32::MAX);
+        let real_servers = endpoints::select(self.candidates, reach);
+        let elsewhere = || !endpoints::select(self.candidates, Reach::Cluster).is_empty();
         self.builder.pools.push(Pool {
+            only_elsewhere: reach == Reach::Node && real_servers.is_empty() && elsewhere(),
             port_name: Arc::clone(&port.name),
             config: VirtualServerConfig {
                 flags: flags(config.scheduler),
                 persistence: service.affinity,
                 ..VirtualServerConfig::new(config.scheduler, family)
             },
-            real_servers: endpoints::select(self.candidates, reach).into(),
+            real_servers: real_servers.into(),
         });
         *made = Some(index);
         index
@@ -374,7 +407,14 @@ impl Pools<'_> {
 impl Builder {
     fn finish(mut self, created: i64, problems: Vec<Problem>) -> Fragment {
         self.frontends.sort_by_key(|frontend| (frontend.key(), frontend.kind));
-        self.frontends.dedup_by_key(|frontend| frontend.key());
+        self.frontends.dedup_by(|again, first| {
+            let same = again.key() == first.key();
+            // What another kind of frontend leaves open is not to open what this one guards.
+            if same && first.guard == Guard::Open {
+                first.guard = again.guard;
+            }
+            same
+        });
         self.local.sort_unstable();
         self.local.dedup();
         Fragment {
@@ -383,7 +423,7 @@ impl Builder {
             pools: self.pools.into(),
             local: self.local.into(),
             ranges: self.ranges,
-            health_check: self.health_check,
+            health_checks: self.health_checks.into(),
             problems: problems.into(),
         }
     }

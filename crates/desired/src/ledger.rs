@@ -241,7 +241,7 @@ impl Ledger {
     pub fn owner(&self, key: &VirtualServerKey) -> Option<Owner<'_>> {
         let key = match key {
             VirtualServerKey::Address { .. } => key,
-            VirtualServerKey::Mark { mark, .. } => self.marks.frontend(*mark)?,
+            VirtualServerKey::Mark { family, mark } => self.marks.frontend(*mark).filter(|key| key.family() == *family)?,
         };
         let service = self.owner_name(key)?;
         let port = self.fragments.get(service)?.port_name(key)?;

@@ -53,7 +53,7 @@ mod slice;
 
 pub use config::{Config, DetectLocal, InterfaceName, InvalidInterfaceName, MarkBit, Masquerade, NodePortAddresses};
 pub use facts::{InterfaceAddress, NodeFacts};
-pub use fragment::{Fragment, Frontend, FrontendKind, HealthCheck};
+pub use fragment::{Fragment, Frontend, FrontendKind, HealthCheck, TrafficPolicy};
 pub use index::{Index, Kind, Priority};
 pub use ledger::{Conflict, Ledger, Owner};
 pub use name::ServiceName;
