@@ -7,10 +7,24 @@
 //! | bound addresses | VIPs, however they are bound |
 //! | `KUBE-NODE-PORT-TCP` and `-UDP`: ports | members of the node port set with these ports |
 //! | `KUBE-NODE-PORT-SCTP-HASH`: addresses and ports | members of the node port set |
+//! | `KUBE-NODE-PORT-LOCAL-…` | the same of the node port set for policy `Local` |
+//! | `KUBE-LOAD-BALANCER-SOURCE-CIDR`: a network of one address, without prefix length | that network |
+//! | `KUBE-LOAD-BALANCER-SOURCE-IP`: what the node may call, by the VIP as its source | members of the source node set, which is about the node whatever its source |
+//! | rules that drop what the node sends to a VIP | restricted frontends that are not in the source node set |
+//! | `KUBE-HEALTH-CHECK-NODE-PORT`: ports, open on every VIP | ports of health checks, open on the VIPs of their own Service |
+//! | health check servers | what the fragments say of health checks |
+//! | `no_local_endpoints` | Services whose fragments say so, counted by family and policy |
 //! | virtual server flag `persistent` | persistence is set |
 //! | no `nodePortAddresses` | `All`, which is kube-proxy's default and not ours |
 //! | rules that exist while a set is not empty | rules that always exist |
+//! | chains that rules jump to, to mark or to let be | the rules of that chain, in the same order, in ours |
+//! | marked, then `ACCEPT` depending on where a packet is from or goes to | marked, then `ACCEPT`: a member of these sets is ours wherever it is |
+//! | one rule a VIP for what the node sends | one rule for all of them |
 //! | `KUBE-MARK-MASQ` and the clearing of a mark by xor | the mark is set, and cleared, directly |
+//!
+//! What has no counterpart in the file is held to laws of its own: each frontend with policy `Local` has one mark, and behind it the
+//! virtual server that the same objects give it under policy `Cluster`; it is among those without local endpoints if and only if
+//! outside callers find no real server.
 //!
 //! What a case checks beyond that is a disagreement, so no case agrees by being looked at too briefly. `pending.json` lists the cases
 //! whose time has not come, `intended.json` those in which kube-proxy is wrong. Both are held to what they say.
@@ -19,7 +33,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use desired::{Config, DetectLocal, Index, InterfaceAddress, Ledger, MarkBit, NodePortAddresses, RuleOptions, ServiceName, rules};
+use desired::{
+    Config, DetectLocal, Index, InterfaceAddress, Ledger, MarkBit, NodePortAddresses, RuleOptions, ServiceName, TrafficPolicy,
+    rules,
+};
 use model::{Chain, Family, Member, Protocol, Role, Rules, Scheduler, Set, State, Table, VirtualServerKey};
 use serde_json::{Value, json};
 
@@ -31,7 +48,15 @@ const INTENDED: &str = include_str!("../../../tests/conformance/intended.json");
 const CASE_KEYS: [&str; 8] = ["id", "area", "what", "services", "endpointslices", "node", "config", "expect"];
 const STEP_KEYS: [&str; 7] =
     ["services", "endpointslices", "delete_services", "delete_endpointslices", "interfaces", "zone", "expect"];
-const EXPECT_KEYS: [&str; 4] = ["virtual_servers", "ipsets", "bound_addresses", "iptables"];
+const EXPECT_KEYS: [&str; 7] = [
+    "virtual_servers",
+    "ipsets",
+    "bound_addresses",
+    "iptables",
+    "health_check_node_ports",
+    "no_local_endpoints",
+    "node_access_drop",
+];
 const CONFIG_KEYS: [&str; 9] = [
     "families",
     "scheduler",
@@ -92,6 +117,8 @@ fn run(case: &Value) -> Vec<String> {
     differences.extend(unknown_keys("config", &case["config"], &CONFIG_KEYS));
 
     let mut node = Node::new(config(case));
+    // The same, but nobody's external policy is Local.
+    let mut open = Node::new(config(case));
     let mut facts = case["node"].clone();
     for (number, step) in std::iter::once(case).chain(list(&case["then"])).enumerate() {
         if number > 0 {
@@ -103,7 +130,9 @@ fn run(case: &Value) -> Vec<String> {
             }
         }
         node.follow(step, &facts, &case["config"]);
-        for difference in node.differences(&step["expect"], &case["config"]) {
+        open.follow(&with_policy_cluster(step), &facts, &case["config"]);
+        let local = local_frontends(&node.ledger.complete(), &open.ledger.complete());
+        for difference in node.differences(&step["expect"], &case["config"]).into_iter().chain(local) {
             differences.push(format!("step {number}: {difference}"));
         }
     }
@@ -153,6 +182,10 @@ impl Node {
         let vips = state.vips.keys().map(|vip| vip.address.to_string()).collect();
         differences.extend(compare("bound addresses", &texts(&expect["bound_addresses"]), &vips));
         differences.extend(node_ports_without_virtual_server(&state));
+        differences.extend(compare("health checks", &wanted_health_checks(expect), &self.health_checks()));
+        differences.extend(compare("open for health checks", &self.vips_with_health_check(), &open_for_health_checks(&state)));
+        differences.extend(compare("without local endpoints", &wanted_without_local(expect), &self.without_local()));
+        differences.extend(compare("closed to the node", &wanted_node_access_drop(expect), &closed_to_the_node(&state)));
         for (family, wanted) in expect["iptables"].as_object().into_iter().flatten() {
             let family = self::family(family);
             let options = RuleOptions { random_fully: config["randomFully"].as_bool().unwrap_or(true) };
@@ -161,6 +194,124 @@ impl Node {
         }
         differences
     }
+
+    fn health_checks(&self) -> BTreeSet<String> {
+        let fragments = self.ledger.fragments();
+        let each = fragments.flat_map(|(name, fragment)| {
+            let of = move |family| Some(health_check(&name.to_string(), family, fragment.health_check_of(family)?));
+            Family::ALL.into_iter().filter_map(of)
+        });
+        each.collect()
+    }
+
+    /// The VIPs of every Service with a health check, by what its fragment says.
+    fn vips_with_health_check(&self) -> BTreeSet<String> {
+        let fragments = self.ledger.fragments();
+        let each = fragments.flat_map(|(_, fragment)| {
+            let vips = fragment.frontends().iter().filter_map(desired::Frontend::vip);
+            vips.filter_map(|vip| Some(format!("{vip},tcp:{}", fragment.health_check_of(Family::of(vip))?.port)))
+        });
+        each.collect()
+    }
+
+    fn without_local(&self) -> BTreeSet<String> {
+        let mut counts = BTreeMap::new();
+        for (_, fragment) in self.ledger.fragments() {
+            for of in fragment.without_local_endpoints() {
+                *counts.entry(of).or_insert(0_u64) += 1;
+            }
+        }
+        let name = |policy| if policy == TrafficPolicy::Internal { "internal" } else { "external" };
+        counts.into_iter().map(|((family, policy), count)| format!("{family} {} {count}", name(policy))).collect()
+    }
+}
+
+fn health_check(service: &str, family: Family, check: desired::HealthCheck) -> String {
+    format!("{service} {family} on {} with {}", check.port, check.local_endpoints)
+}
+
+fn wanted_health_checks(expect: &Value) -> BTreeSet<String> {
+    let each = list(&expect["health_check_node_ports"]).iter().map(|entry| {
+        let local_endpoints = number(&entry["local_ready_endpoints"]).into();
+        let check = desired::HealthCheck { port: number(&entry["port"]), local_endpoints };
+        health_check(text(&entry["service"]), family(text(&entry["family"])), check)
+    });
+    each.collect()
+}
+
+fn open_for_health_checks(state: &State) -> BTreeSet<String> {
+    of_role(state, Role::HealthCheck).map(|member| member.to_string()).collect()
+}
+
+fn wanted_without_local(expect: &Value) -> BTreeSet<String> {
+    let families = expect["no_local_endpoints"].as_object().into_iter().flatten();
+    let counts = families.flat_map(|(family, counts)| {
+        let counts = counts.as_object().unwrap().iter().filter(|(_, count)| **count != 0);
+        counts.map(move |(policy, count)| format!("{family} {policy} {count}"))
+    });
+    counts.collect()
+}
+
+fn wanted_node_access_drop(expect: &Value) -> BTreeSet<String> {
+    let each = list(&expect["node_access_drop"]).iter();
+    each.map(|drop| format!("{},{}:{}", text(&drop["vip"]), text(&drop["proto"]), drop["port"])).collect()
+}
+
+fn closed_to_the_node(state: &State) -> BTreeSet<String> {
+    let open: BTreeSet<_> = of_role(state, Role::SourceNode).collect();
+    of_role(state, Role::Restricted).filter(|member| !open.contains(member)).map(|member| member.to_string()).collect()
+}
+
+/// The members of the sets of both families with this role.
+fn of_role(state: &State, role: Role) -> impl Iterator<Item = Member> {
+    let sets = Family::ALL.into_iter().filter_map(move |family| state.sets.get(&Set::new(role, family)));
+    sets.flat_map(|set| set.members.iter().copied())
+}
+
+fn with_policy_cluster(step: &Value) -> Value {
+    let mut step = step.clone();
+    for service in step["services"].as_array_mut().into_iter().flatten() {
+        service["spec"]["externalTrafficPolicy"] = "Cluster".into();
+    }
+    step
+}
+
+/// What policy `Local` is to have here and has no counterpart in the file, against the `open` state of the same node without it.
+fn local_frontends(state: &State, open: &State) -> BTreeSet<String> {
+    let key = |member: &Member| match *member {
+        Member::IpPort(address, protocol, port) | Member::IpPortMark(address, protocol, port, _) => {
+            VirtualServerKey::address(address, protocol, port)
+        }
+        _ => panic!("{member} names no frontend"),
+    };
+    let keys = |role| -> BTreeSet<_> { of_role(state, role).map(|member| key(&member)).collect() };
+    let locals = [Role::ExternalIpLocal, Role::LoadBalancerLocal, Role::NodePortLocal];
+    let local: BTreeSet<_> = locals.into_iter().flat_map(keys).collect();
+    let unserved = local.iter().filter(|key| state.virtual_servers[key].real_servers.is_empty()).copied().collect();
+    let mut wrong = BTreeSet::new();
+    if keys(Role::InCluster) != local {
+        wrong.insert(format!("{local:?} have policy Local, and {:?} have a mark", keys(Role::InCluster)));
+    }
+    if keys(Role::NoLocal) != unserved {
+        wrong.insert(format!("{unserved:?} have no local endpoint, and {:?} are said to", keys(Role::NoLocal)));
+    }
+    let mut marks = BTreeSet::new();
+    for member in of_role(state, Role::InCluster) {
+        let Member::IpPortMark(_, _, _, mark) = member else { panic!("{member} has no mark") };
+        let frontend = key(&member);
+        let behind = VirtualServerKey::Mark { family: frontend.family(), mark };
+        if !marks.insert(behind) {
+            wrong.insert(format!("{behind} is there for {frontend} and for another"));
+        }
+        if state.virtual_servers.get(&behind) != open.virtual_servers.get(&frontend) {
+            wrong.insert(format!("callers of {frontend} inside the cluster do not find what they find without policy Local"));
+        }
+    }
+    let of_marks = state.virtual_servers.keys().filter(|key| matches!(key, VirtualServerKey::Mark { .. })).copied().collect();
+    if marks != of_marks {
+        wrong.insert(format!("{marks:?} are given, and {of_marks:?} are served"));
+    }
+    wrong
 }
 
 fn config(case: &Value) -> Config {
@@ -244,7 +395,8 @@ fn virtual_servers(state: &State) -> BTreeSet<String> {
         let persistence = config.persistence.map_or(0, u32::from);
         format!("{key} {} flags {:#x} persistence {persistence} {dests:?}", config.scheduler, config.flags.bits())
     };
-    state.virtual_servers.iter().map(line).collect()
+    let by_address = state.virtual_servers.iter().filter(|(key, _)| matches!(key, VirtualServerKey::Address { .. }));
+    by_address.map(line).collect()
 }
 
 /// The members a case wants, those of the node port sets by what our one set for them can be asked.
@@ -252,11 +404,26 @@ fn wanted_members(expect: &Value) -> BTreeSet<String> {
     let sets = expect["ipsets"].as_object().unwrap().iter();
     sets.flat_map(|(name, members)| {
         let (prefix, rest) = name.strip_prefix("KUBE-6-").map_or(("", &name[5..]), |rest| ("6-", rest));
-        let as_ours = move |member: &Value| match rest {
-            "NODE-PORT-TCP" => format!("{prefix}node port tcp:{}", text(member)),
-            "NODE-PORT-UDP" => format!("{prefix}node port udp:{}", text(member)),
-            "NODE-PORT-SCTP-HASH" => format!("{prefix}node port {}", text(member)),
-            _ => format!("{prefix}{rest} {}", text(member)),
+        let as_ours = move |member: &Value| match (rest, text(member)) {
+            ("NODE-PORT-TCP", port) => format!("{prefix}node port tcp:{port}"),
+            ("NODE-PORT-UDP", port) => format!("{prefix}node port udp:{port}"),
+            ("NODE-PORT-SCTP-HASH", member) => format!("{prefix}node port {member}"),
+            ("NODE-PORT-LOCAL-TCP", port) => format!("{prefix}local node port tcp:{port}"),
+            ("NODE-PORT-LOCAL-UDP", port) => format!("{prefix}local node port udp:{port}"),
+            // The name in IPv6 is cut.
+            ("NODE-PORT-LOCAL-SCTP-HASH" | "NODE-PORT-LOCAL-SCTP-HAS", member) => format!("{prefix}local node port {member}"),
+            ("LOAD-BALANCER-SOURCE-CIDR" | "LOAD-BALANCER-SOURCE-CID", member) if !member.contains('/') => {
+                format!("{prefix}LOAD-BALANCER-SOURCE-CIDR {member}/{}", if prefix.is_empty() { 32 } else { 128 })
+            }
+            ("LOAD-BALANCER-SOURCE-CIDR" | "LOAD-BALANCER-SOURCE-CID", member) => {
+                format!("{prefix}LOAD-BALANCER-SOURCE-CIDR {member}")
+            }
+            ("LOAD-BALANCER-SOURCE-IP", member) => {
+                let (frontend, source) = member.rsplit_once(',').unwrap();
+                assert!(frontend.starts_with(&format!("{source},")), "the source is the VIP");
+                format!("{prefix}open to the node {frontend}")
+            }
+            (_, member) => format!("{prefix}{rest} {member}"),
         };
         list(members).iter().map(as_ours).collect::<Vec<_>>()
     })
@@ -265,57 +432,74 @@ fn wanted_members(expect: &Value) -> BTreeSet<String> {
 
 fn members(state: &State) -> BTreeSet<String> {
     let each = state.sets.iter().flat_map(|(set, state)| state.members.iter().map(move |member| (set, member)));
-    each.map(|(set, member)| {
+    each.filter_map(|(set, member)| {
         let prefix = if set.family == Family::V6 { "6-" } else { "" };
-        match (set.role, member) {
-            (Role::NodePort, Member::IpPort(_, protocol @ (Protocol::Tcp | Protocol::Udp), port)) => {
-                format!("{prefix}node port {}:{port}", protocol.lower_name())
+        let node_port = |what| match member {
+            Member::IpPort(_, protocol @ (Protocol::Tcp | Protocol::Udp), port) => {
+                format!("{prefix}{what} {}:{port}", protocol.lower_name())
             }
-            (Role::NodePort, member) => format!("{prefix}node port {member}"),
-            (Role::LoopBack, member) => format!("{prefix}LOOP-BACK {member}"),
-            (Role::ClusterIp, member) => format!("{prefix}CLUSTER-IP {member}"),
-            (Role::Vips, member) => format!("{prefix}IPVS-IPS {member}"),
-        }
+            member => format!("{prefix}{what} {member}"),
+        };
+        let named = |name| format!("{prefix}{name} {member}");
+        Some(match set.role {
+            Role::LoopBack => named("LOOP-BACK"),
+            Role::ClusterIp => named("CLUSTER-IP"),
+            Role::ExternalIp => named("EXTERNAL-IP"),
+            Role::ExternalIpLocal => named("EXTERNAL-IP-LOCAL"),
+            Role::LoadBalancer => named("LOAD-BALANCER"),
+            Role::LoadBalancerLocal => named("LOAD-BALANCER-LOCAL"),
+            Role::Restricted => named("LOAD-BALANCER-FW"),
+            Role::SourceRange => named("LOAD-BALANCER-SOURCE-CIDR"),
+            Role::SourceNode => named("open to the node"),
+            Role::NodePort => node_port("node port"),
+            Role::NodePortLocal => node_port("local node port"),
+            Role::Vips => named("IPVS-IPS"),
+            Role::HealthCheck => match member {
+                Member::IpPort(_, _, port) => format!("{prefix}HEALTH-CHECK-NODE-PORT {port}"),
+                member => panic!("{member} names no port"),
+            },
+            // Held to laws of their own.
+            Role::InCluster | Role::NoLocal => return None,
+        })
     })
     .collect()
 }
 
 /// The file does not say on which address a node port's set member is; ours says it, and so must be right about it.
 fn node_ports_without_virtual_server(state: &State) -> Vec<String> {
-    let sets = Family::ALL.map(|family| Set::new(Role::NodePort, family));
-    let members = sets.iter().filter_map(|set| state.sets.get(set)).flat_map(|set| &set.members);
-    members
-        .filter_map(|member| match member {
-            Member::IpPort(address, protocol, port) => Some((member, VirtualServerKey::address(*address, *protocol, *port))),
-            Member::Ip(_) | Member::IpPortIp(..) => None,
+    of_role(state, Role::NodePort)
+        .chain(of_role(state, Role::NodePortLocal))
+        .map(|member| match member {
+            Member::IpPort(address, protocol, port) => (member, VirtualServerKey::address(address, protocol, port)),
+            member => panic!("{member} names no port"),
         })
         .filter(|(_, key)| !state.virtual_servers.contains_key(key))
         .map(|(member, _)| format!("node port {member} has no virtual server"))
         .collect()
 }
 
-/// Compares the rules of the kinds that are covered: who is masqueraded, how, and what is let through.
+/// Compares the rules: who is masqueraded, how, what is let through and what is refused.
 fn compare_rules(family: Family, wanted: &Value, rules: &Rules) -> Vec<String> {
     let ours = |table, name: &str| &rules.chains[&Chain { table, name: name.to_owned() }];
     let wanted_in = |chain: &str| -> Vec<&Value> { list(wanted).iter().filter(|rule| rule["chain"] == chain).collect() };
+    let mark = wanted_in("KUBE-MARK-MASQ")[0]["or_mark"].as_str().unwrap();
     let mut differences = Vec::new();
 
-    let services = ours(Table::Nat, "KUBE-IPVS-SERVICES");
-    for rule in wanted_in("KUBE-SERVICES") {
-        let line = match (rule["set"].as_str(), text(&rule["target"])) {
-            (None, "RETURN") => format!("-s {} -j RETURN", text(&rule["src"])),
-            (Some(set), "KUBE-MARK-MASQ") if set.ends_with("CLUSTER-IP") => {
-                let source = rule["not_src"].as_str().map(|source| format!("! -s {source} ")).unwrap_or_default();
-                let mark = wanted_in("KUBE-MARK-MASQ")[0]["or_mark"].as_str().unwrap();
-                format!("{source}-m set --match-set {set} {} -j MARK --set-xmark {mark}/{mark}", text(&rule["set_dirs"]))
+    let mut places = BTreeMap::new();
+    for rule in list(wanted) {
+        // No frontend is of two kinds, so what is said of one set comes in order, and what is said of several in any.
+        let about = if rule["chain"] == "KUBE-NODE-PORT" { &rule["proto"] } else { &rule["set"] }.as_str();
+        for (table, chain, line) in in_our_words(rule, mark) {
+            let ours = ours(table, chain);
+            let Some(place) = ours.iter().position(|ours| *ours == line) else {
+                differences.push(format!("{family}: no rule {line:?} in {ours:#?}"));
+                continue;
+            };
+            let before = places.insert((text(&rule["chain"]), about, chain), place);
+            let is_last = place + 1 == ours.len();
+            if before.is_some_and(|before| before > place) || (chain != "KUBE-IPVS-OUTPUT" && is_refusal(&line) && !is_last) {
+                differences.push(format!("{family}: {line:?} is in the wrong place in {ours:#?}"));
             }
-            (Some(set), "ACCEPT") if set.ends_with("CLUSTER-IP") => format!("-m set --match-set {set} dst,dst -j ACCEPT"),
-            // By address here, and so without asking whether the destination is local: compared by the set's members.
-            (None, "KUBE-NODE-PORT") => continue,
-            _ => format!("a rule for {rule}"),
-        };
-        if !services.contains(&line) {
-            differences.push(format!("{family}: no rule {line:?} in {services:#?}"));
         }
     }
 
@@ -345,6 +529,74 @@ fn compare_rules(family: Family, wanted: &Value, rules: &Rules) -> Vec<String> {
         }
     }
     differences
+}
+
+/// The rules by which ours do what `rule` does. Those that are compared in another way are none.
+fn in_our_words(rule: &Value, mark: &str) -> Vec<(Table, &'static str, String)> {
+    let set_mark = format!("-j MARK --set-xmark {mark}/{mark}");
+    let set = rule["set"].as_str().unwrap_or_default();
+    let of = |kind: &str| set.ends_with(kind);
+    let prefix = if set.starts_with("KUBE-6-") { "KUBE-6-" } else { "KUBE-" };
+    let matches = |name: &str| format!("-m set --match-set {name} dst,dst");
+    let services = |line: String| vec![(Table::Nat, "KUBE-IPVS-SERVICES", line)];
+    let input = |line: String| vec![(Table::Filter, "KUBE-IPVS-INPUT", line)];
+    let node_port = || {
+        let name = if set.contains("-LOCAL-") { "NODE-PORT-LOCAL-ADDRESS" } else { "NODE-PORT-ADDRESS" };
+        matches(&format!("{prefix}{name}"))
+    };
+    match (text(&rule["chain"]), text(&rule["target"])) {
+        ("KUBE-SERVICES", "RETURN") => services(format!("-s {} -j RETURN", text(&rule["src"]))),
+        ("KUBE-SERVICES", "KUBE-MARK-MASQ") if of("-CLUSTER-IP") => {
+            let source = rule["not_src"].as_str().map(|source| format!("! -s {source} ")).unwrap_or_default();
+            services(format!("{source}-m set --match-set {set} {} {set_mark}", text(&rule["set_dirs"])))
+        }
+        ("KUBE-SERVICES", "KUBE-MARK-MASQ") if of("-EXTERNAL-IP") => services(format!("{} {set_mark}", matches(set))),
+        ("KUBE-SERVICES", "ACCEPT") => services(format!("{} -j ACCEPT", matches(set))),
+        ("KUBE-SERVICES", "KUBE-LOAD-BALANCER") => {
+            let all = matches(set);
+            let line = |line: String| (Table::Nat, "KUBE-IPVS-SERVICES", line);
+            let local = line(format!("{} -j ACCEPT", matches(&format!("{prefix}LOAD-BALANCER-LOCAL"))));
+            vec![local, line(format!("{all} {set_mark}")), line(format!("{all} -j ACCEPT"))]
+        }
+        ("KUBE-LOAD-BALANCER", "RETURN") => services(format!("{} -j ACCEPT", matches(set))),
+        ("KUBE-NODE-PORT", "RETURN") => services(format!("{} -j ACCEPT", node_port())),
+        ("KUBE-NODE-PORT", "KUBE-MARK-MASQ") => services(format!("{} {set_mark}", node_port())),
+        ("KUBE-PROXY-FIREWALL", "KUBE-SOURCE-RANGES-FIREWALL") => input(format!("{} -j KUBE-IPVS-SOURCE-RANGES", matches(set))),
+        ("KUBE-SOURCE-RANGES-FIREWALL", "RETURN") if of("-SOURCE-CIDR") || of("-SOURCE-CID") => {
+            vec![(Table::Filter, "KUBE-IPVS-SOURCE-RANGES", format!("-m set --match-set {set} dst,dst,src -j RETURN"))]
+        }
+        ("KUBE-SOURCE-RANGES-FIREWALL", "DROP") => vec![(Table::Filter, "KUBE-IPVS-SOURCE-RANGES", "-j DROP".to_owned())],
+        ("KUBE-SOURCE-RANGES-FIREWALL", "RETURN") if of("-SOURCE-IP") => from_the_node(prefix),
+        ("KUBE-IPVS-OUT-FILTER", "DROP") if text(&rule["src"]).contains(':') => from_the_node("KUBE-6-"),
+        ("KUBE-IPVS-OUT-FILTER", "DROP") => from_the_node("KUBE-"),
+        ("KUBE-IPVS-FILTER", "RETURN") if of("-HEALTH-CHECK-NODE-PORT") => {
+            input(format!("{} -j RETURN", matches(&format!("{prefix}HEALTH-CHECK-ADDRESS"))))
+        }
+        ("KUBE-IPVS-FILTER", "RETURN") => input(format!("{} -j RETURN", matches(set))),
+        ("KUBE-IPVS-FILTER", "REJECT") => {
+            let unreachable = if prefix == "KUBE-6-" { "icmp6-port-unreachable" } else { "icmp-port-unreachable" };
+            input(format!("-m conntrack --ctstate NEW -m set --match-set {set} dst -j REJECT --reject-with {unreachable}"))
+        }
+        // A host firewall that drops is another matter, and health checks are refused by nothing of ours on the node's own addresses.
+        ("KUBE-NODE-PORT", "ACCEPT") if of("-HEALTH-CHECK-NODE-PORT") => Vec::new(),
+        // What is local is a VIP as well; the sets tell. The marks of this chain are asked for with its own rules.
+        ("KUBE-SERVICES", "KUBE-NODE-PORT") | ("KUBE-LOAD-BALANCER", "KUBE-MARK-MASQ") | ("KUBE-MARK-MASQ", "MARK") => Vec::new(),
+        ("KUBE-POSTROUTING" | "KUBE-FORWARD", _) => Vec::new(),
+        _ => vec![(Table::Nat, "KUBE-IPVS-SERVICES", format!("a rule for {rule}"))],
+    }
+}
+
+fn is_refusal(rule: &str) -> bool {
+    rule.contains("-j DROP") || rule.contains("-j REJECT")
+}
+
+/// The rule about what the node itself sends to restricted frontends.
+fn from_the_node(prefix: &str) -> Vec<(Table, &'static str, String)> {
+    let line = format!(
+        "-m set --match-set {prefix}LOAD-BALANCER-FW dst,dst -m set ! --match-set {} dst,dst -j DROP",
+        if prefix == "KUBE-" { "KUBE-LOAD-BALANCER-SOURCE-NODE" } else { "KUBE-6-LOAD-BALANCER-SOURCE-NOD" }
+    );
+    vec![(Table::Mangle, "KUBE-IPVS-OUTPUT", line)]
 }
 
 fn compare(what: &str, wanted: &BTreeSet<String>, desired: &BTreeSet<String>) -> Vec<String> {
