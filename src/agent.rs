@@ -9,6 +9,7 @@ use tracing::{info, warn};
 use crate::health_check::HealthChecks;
 use crate::mailbox::{Mailbox, NodeSettings};
 use crate::metrics::Metrics;
+use crate::relay::Relays;
 use crate::source::{Event, Kind, Object};
 
 /// Follows the sources until told to stop.
@@ -27,18 +28,20 @@ pub(crate) struct Agent {
     node_problems: Vec<Problem>,
     /// How often a source was in trouble.
     troubles: usize,
-    /// The servers of health check node ports, unless there is only one synchronisation.
-    checks: Option<HealthChecks>,
+    /// What this process serves itself, unless there is only one synchronisation.
+    servers: Option<Servers>,
+}
+
+/// What this process serves itself, where the kernel cannot.
+pub(crate) struct Servers {
+    /// Health check node ports.
+    pub(crate) checks: HealthChecks,
+    /// Node ports on loopback addresses, if they are wanted.
+    pub(crate) relays: Option<Relays>,
 }
 
 impl Agent {
-    pub(crate) fn new(
-        config: Config,
-        options: RuleOptions,
-        mailbox: Mailbox,
-        metrics: Metrics,
-        checks: Option<HealthChecks>,
-    ) -> Self {
+    pub(crate) fn new(config: Config, options: RuleOptions, mailbox: Mailbox, metrics: Metrics, servers: Option<Servers>) -> Self {
         for kind in Kind::ALL {
             metrics.source_synced.with_label_values(&[kind.resource()]).set(0);
         }
@@ -53,7 +56,7 @@ impl Agent {
             problems: BTreeMap::new(),
             node_problems: Vec::new(),
             troubles: 0,
-            checks,
+            servers,
         }
     }
 
@@ -143,8 +146,11 @@ impl Agent {
         let fragments: Vec<_> = dirty.into_iter().map(|name| (self.index.fragment(&name), name)).collect();
         for (fragment, name) in &fragments {
             self.note_problems(name, fragment.as_ref().map_or(&[], |fragment| fragment.problems()));
-            if let Some(checks) = &mut self.checks {
+            if let Some(Servers { checks, relays }) = &mut self.servers {
                 checks.set(name, fragment.as_ref().and_then(Fragment::health_check));
+                if let Some(relays) = relays {
+                    relays.set(name, fragment.as_ref());
+                }
             }
         }
         let (urgent, rest): (Vec<_>, Vec<_>) =

@@ -112,6 +112,10 @@ pub(crate) struct Proxy {
     #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
     pub(crate) udp_drain_timeout: Duration,
 
+    /// Serve node ports of TCP and UDP on 127.0.0.1 and [::1] as well, through a relay in this process
+    #[arg(long)]
+    pub(crate) localhost_nodeports: bool,
+
     /// Networks in which no virtual server is ever removed, whoever made it
     #[arg(long, alias = "ipvs-exclude-cidrs", value_delimiter = ',', value_name = "CIDR,…")]
     pub(crate) exclude_cidrs: Vec<IpNetwork>,

@@ -15,6 +15,7 @@ mod mailbox;
 mod metrics;
 mod node;
 mod reconciler;
+mod relay;
 mod run;
 mod source;
 mod status;

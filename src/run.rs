@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{LocalSet, spawn_local};
 use tracing::{debug, info, warn};
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Servers};
 use crate::cli::{Bind, DetectLocalMode, NodePortAddress, Proxy, Run, VipBinding};
 use crate::drain::Limits;
 use crate::exit::{Ending, Exit, kernel_ending};
@@ -26,6 +26,7 @@ use crate::http::{self, Answer};
 use crate::mailbox::Mailbox;
 use crate::metrics::Metrics;
 use crate::reconciler::{self, Settings};
+use crate::relay::Relays;
 use crate::source::Event;
 use crate::source::api::{ApiSource, Tuning, connect};
 use crate::source::manifests::ManifestSource;
@@ -72,8 +73,11 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
     };
     let (health, reconciler) = reconciler::spawn(kernel, settings, mailbox.clone(), metrics.clone())?;
 
-    let checks = (!arguments.once).then(|| HealthChecks::new(health.clone()));
-    let agent = Agent::new(config, RuleOptions { random_fully }, mailbox.clone(), metrics.clone(), checks);
+    let servers = (!arguments.once).then(|| Servers {
+        checks: HealthChecks::new(health.clone()),
+        relays: arguments.proxy.localhost_nodeports.then(Relays::default),
+    });
+    let agent = Agent::new(config, RuleOptions { random_fully }, mailbox.clone(), metrics.clone(), servers);
     let outcome = tasks.block_on(&runtime, async {
         serve(arguments, &mailbox, &metrics, &health)?;
         follow(arguments.once, agent, source, events, addresses, health).await

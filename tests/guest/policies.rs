@@ -216,3 +216,28 @@ fn d6_a_load_balancer_address_that_is_the_nodes_own_leaves_the_node_reachable() 
         even(&call(world.ext(), NODE_PORT, 2)?, &["a"])
     });
 }
+
+#[test]
+fn f1_node_ports_answer_on_loopback_addresses_where_that_is_wanted() {
+    World::test(|world| {
+        prepare(world)?;
+        let pod = world.pod("a", On::Node)?;
+        let _server = pod.serve(8080)?;
+        let udp = "  - {name: dns, protocol: UDP, port: 53, targetPort: 8080, nodePort: 30053}\n";
+        let slice = EndpointSlice::ipv4("web").port("http", Protocol::Tcp, 8080).port("dns", Protocol::Udp, 8080).pod(&pod);
+        world.write("web.yaml", &web("").replace("status:", &format!("{udp}status:")))?;
+        world.write("endpoints.yaml", &slice.to_string())?;
+
+        let agent = world.agent(&[])?;
+        eventually(PATIENCE, || call(world.node(), NODE_PORT, 1).map(drop))?;
+        let replies = world.node().call(Protocol::Tcp, "127.0.0.1:30080", 1)?;
+        ensure!(replies.iter().all(|reply| reply.outcome == Err("refused".to_owned())), "{replies:?}");
+        agent.terminate()?;
+
+        let _agent = world.agent(&["--localhost-nodeports"])?;
+        eventually(PATIENCE, || even(&call(world.node(), "127.0.0.1:30080", 2)?, &["a"]))?;
+        even(&answers(world.node().call(Protocol::Udp, "127.0.0.1:30053", 2)?)?, &["a"])?;
+        ensure!(world.ext().call(Protocol::Tcp, NODE_PORT, 1)?.iter().all(|reply| reply.outcome.is_ok()));
+        Ok(())
+    });
+}
