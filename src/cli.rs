@@ -112,6 +112,10 @@ pub(crate) struct Proxy {
     #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
     pub(crate) udp_drain_timeout: Duration,
 
+    /// Accept packets to VIPs and node ports ahead of the rest of the INPUT chain, for hosts whose firewall drops by default
+    #[arg(long)]
+    pub(crate) open_input: bool,
+
     /// Serve node ports of TCP and UDP on 127.0.0.1 and [::1] as well, through a relay in this process
     #[arg(long)]
     pub(crate) localhost_nodeports: bool,

@@ -61,6 +61,7 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
         "starting"
     );
     set_sysctls(&config);
+    check_input(&kernel, &config);
 
     let metrics = Metrics::new().context("cannot register metrics")?;
     let mailbox = Mailbox::default();
@@ -200,6 +201,7 @@ fn config(proxy: &Proxy, node_name: &str) -> anyhow::Result<Config> {
     let mark = MarkBit::new(proxy.masquerade_bit).context("--masquerade-bit is out of range")?;
     Ok(Config {
         ranges_per_family: proxy.source_ranges_per_family,
+        open_input: proxy.open_input,
         families: supported_families(),
         scheduler: proxy.scheduler,
         masquerade: Masquerade { all: proxy.masquerade_all, mark, detect_local },
@@ -210,6 +212,20 @@ fn config(proxy: &Proxy, node_name: &str) -> anyhow::Result<Config> {
         },
         ..Config::new(node_name)
     })
+}
+
+/// Says when the host's firewall would keep everything out. It is read once: what it is later, is for its owner to know.
+fn check_input(kernel: &Kernel, config: &Config) {
+    for family in config.families.iter().filter(|_| !config.open_input) {
+        match kernel.flavour().input_drops(*family) {
+            Ok(true) => warn!(
+                %family,
+                "the INPUT chain's policy is DROP: unless its rules accept VIPs and node ports, nobody can call them; see --open-input"
+            ),
+            Ok(false) => {}
+            Err(error) => warn!(%family, %error, "cannot read the INPUT chain's policy"),
+        }
+    }
 }
 
 fn set_sysctls(config: &Config) {

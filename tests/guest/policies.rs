@@ -241,3 +241,31 @@ fn f1_node_ports_answer_on_loopback_addresses_where_that_is_wanted() {
         Ok(())
     });
 }
+
+#[test]
+fn h1_a_firewall_that_drops_by_default_is_reported_and_can_be_opened() {
+    World::test(|world| {
+        prepare(world)?;
+        let pod = world.pod("a", On::Node)?;
+        let _server = pod.serve(8080)?;
+        world.write("web.yaml", &web(""))?;
+        world.write("endpoints.yaml", &slice(&[&pod]))?;
+        world.node().exec(&["iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED", "-j", "ACCEPT"])?;
+        world.node().exec(&["iptables", "-P", "INPUT", "DROP"])?;
+
+        let mut agent = world.agent(&[])?;
+        agent.process().wait_for("the INPUT chain's policy is DROP", PATIENCE)?;
+        agent.process().wait_for("serving health", PATIENCE)?;
+        is_dropped(world.ext(), LB)?;
+        agent.terminate()?;
+
+        let agent = world.agent(&["--open-input"])?;
+        for target in LOCAL_FRONTENDS {
+            eventually(PATIENCE, || even(&call(world.ext(), target, 2)?, &["a"]))?;
+        }
+        agent.terminate()?;
+
+        let _agent = world.agent(&[])?;
+        eventually(PATIENCE, || is_dropped(world.ext(), LB))
+    });
+}

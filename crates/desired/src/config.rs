@@ -24,6 +24,8 @@ pub struct Config {
     /// Whether source ranges of one family leave a load balancer address of the other open, as kube-proxy reads them. By default
     /// ranges are all there is: a family without one is closed.
     pub ranges_per_family: bool,
+    /// Whether frontends are accepted ahead of the rest of the INPUT chain: where the host's firewall drops what it does not know.
+    pub open_input: bool,
 }
 
 impl Config {
@@ -39,6 +41,7 @@ impl Config {
             node_port_addresses: NodePortAddresses::Primary,
             via: Via::Route,
             ranges_per_family: false,
+            open_input: false,
         }
     }
 }

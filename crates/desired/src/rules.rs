@@ -41,7 +41,7 @@ pub fn rules(family: Family, config: &Config, facts: &NodeFacts, options: RuleOp
         (Table::Nat, SERVICES, services(family, config, facts, &mark)),
         (Table::Nat, POSTROUTING, postrouting(family, config, &mark, options)),
         (Table::Filter, FORWARD, forward(&mark)),
-        (Table::Filter, INPUT, input(family, &mark)),
+        (Table::Filter, INPUT, input(family, config, &mark)),
         (Table::Filter, SOURCE_RANGES, source_ranges(family)),
         (Table::Mangle, PODS, pods(family, config, facts)),
         (Table::Mangle, OUTPUT, output(family)),
@@ -170,7 +170,7 @@ fn forward(mark: &str) -> Vec<String> {
     vec![format!("-m mark --mark {mark} -j ACCEPT"), "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT".to_owned()]
 }
 
-fn input(family: Family, mark: &str) -> Vec<String> {
+fn input(family: Family, config: &Config, mark: &str) -> Vec<String> {
     // Echo requests, and the errors that path MTU discovery and traceroute live on.
     let (icmp, kinds, port_unreachable) = match family {
         Family::V4 => ("-p icmp -m icmp --icmp-type", &[8, 3, 11, 12][..], "icmp-port-unreachable"),
@@ -182,7 +182,13 @@ fn input(family: Family, mark: &str) -> Vec<String> {
         format!("-m conntrack --ctstate NEW {} -m mark ! --mark {mark} -j DROP", matches_set(Role::NoLocal, family, "dst,dst")),
     ];
     let live = [Role::ClusterIp, Role::LoadBalancer, Role::ExternalIp, Role::ExternalIpLocal, Role::HealthCheck];
-    rules.extend(live.map(|role| format!("{} -j RETURN", matches_set(role, family, "dst,dst"))));
+    if config.open_input {
+        // IPVS takes packets behind this chain, so a policy of DROP would keep every frontend from being called.
+        let frontends = live.into_iter().chain([Role::NodePort]);
+        rules.extend(frontends.map(|role| format!("{} -j ACCEPT", matches_set(role, family, "dst,dst"))));
+    } else {
+        rules.extend(live.map(|role| format!("{} -j RETURN", matches_set(role, family, "dst,dst"))));
+    }
     rules.extend(kinds.iter().map(|kind| format!("{icmp} {kind} -j RETURN")));
     // Last and complete in itself, so that a chain of which rules went missing refuses nothing that is not for a VIP.
     rules.push(format!(

@@ -76,6 +76,14 @@ impl Flavour {
         Ok(text::parse_saved(&self.save(family)?))
     }
 
+    /// Whether the INPUT chain drops what none of its rules accepts. VIPs and node ports come in through it.
+    ///
+    /// # Errors
+    /// When the program is not there or fails.
+    pub fn input_drops(self, family: Family) -> Result<bool, Error> {
+        Ok(text::input_drops(&self.save(family)?))
+    }
+
     /// Carries `change` out. All of a table's changes take effect at once.
     ///
     /// # Errors

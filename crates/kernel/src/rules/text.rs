@@ -30,6 +30,12 @@ pub(super) fn parse_saved(saved: &str) -> Rules {
     rules
 }
 
+/// Whether the policy of the filter table's INPUT chain is DROP.
+pub(super) fn input_drops(saved: &str) -> bool {
+    let filter = saved.lines().skip_while(|line| *line != "*filter").take_while(|line| *line != "COMMIT");
+    filter.into_iter().any(|line| line.starts_with(":INPUT DROP "))
+}
+
 /// The input that makes `iptables-restore --noflush` carry `change` out: it flushes and fills our chains, and touches no other rule.
 pub(super) fn render_change(change: &RulesChange) -> String {
     let mut text = String::new();
@@ -146,6 +152,14 @@ COMMIT
         -X KUBE-IPVS-SERVICES
         COMMIT
         ");
+    }
+
+    #[test]
+    fn h1_a_policy_of_drop_is_seen_in_the_filter_table_alone() {
+        let saved = |table: &str, policy: &str| format!("*{table}\n:INPUT {policy} [0:0]\n-A INPUT -j ACCEPT\nCOMMIT\n");
+        assert!(input_drops(&format!("{}{}", saved("mangle", "ACCEPT"), saved("filter", "DROP"))));
+        assert!(!input_drops(&format!("{}{}", saved("mangle", "DROP"), saved("filter", "ACCEPT"))));
+        assert!(!input_drops(""));
     }
 
     #[test]
