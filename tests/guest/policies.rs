@@ -269,3 +269,22 @@ fn h1_a_firewall_that_drops_by_default_is_reported_and_can_be_opened() {
         eventually(PATIENCE, || is_dropped(world.ext(), LB))
     });
 }
+
+#[test]
+fn j6_a_scheduler_that_the_kernel_lacks_is_named_and_the_node_counts_as_unhealthy() {
+    World::test(|world| {
+        prepare(world)?;
+        world.write("web.yaml", &web(""))?;
+        let output = world.run_once(&["--scheduler", "nosuch"])?;
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(5), "{}: {log}", output.status);
+        ensure!(log.contains("the scheduler nosuch: this kernel has none of that name"), "{log}");
+
+        // Once it can be had, the same objects are served.
+        let output = world.run_once(&["--scheduler", "wlc"])?;
+        ensure!(output.status.success(), "{output:?}");
+        let table = world.node().exec(&["ipvsadm", "-Sn"])?;
+        ensure!(table.lines().all(|line| line.ends_with("-s wlc")) && !table.is_empty(), "{table}");
+        Ok(())
+    });
+}

@@ -47,6 +47,8 @@ pub(crate) struct Ipvs {
     dests: Socket,
 }
 
+const ENOENT: i32 = 2;
+
 /// What a message to IPVS is for.
 #[derive(Clone, Copy)]
 struct Subject {
@@ -164,6 +166,7 @@ impl Ipvs {
                 (Step::RemoveRealServer { .. } | Step::RemoveVirtualServer(_), _) if error.is_gone() => {}
                 _ => {
                     refused_wholes.insert(subject.index);
+                    let error = explained(&step, error);
                     report.fail(subject.index, step, error);
                 }
             }
@@ -203,6 +206,21 @@ fn write_step(pipeline: &mut Pipeline<'_, Subject>, codec: Codec, index: usize, 
         | Step::RemoveMembers(..)
         | Step::DestroySet(_) => {}
     }
+}
+
+/// For a virtual server itself `ENOENT` has one meaning, which the kernel does not put into words: there is no such scheduler.
+fn explained(step: &Step, error: Error) -> Error {
+    let (Step::AddVirtualServer { server: VirtualServer { config, .. }, .. } | Step::SetVirtualServer { config, .. }) = step else {
+        return error;
+    };
+    if error.errno() != Some(ENOENT) {
+        return error;
+    }
+    let scheduler = config.scheduler;
+    Error::missing_feature(
+        format!("the scheduler {scheduler}"),
+        format!("this kernel has none of that name: load its module with `modprobe ip_vs_{scheduler}`, or choose another"),
+    )
 }
 
 fn refused(refusal: &Refusal) -> Error {
