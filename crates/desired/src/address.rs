@@ -44,7 +44,7 @@ pub(crate) fn family(name: &str) -> Option<Family> {
     }
 }
 
-/// Why a connection can have no such `address` at its end, if that is so.
+/// What kind of address with which no connection can end `address` is, if it is one, with its article.
 ///
 /// The API server refuses these for endpoints. A manifest has not been through one, and a loopback endpoint would expose what
 /// listens on the node for itself.
@@ -54,13 +54,13 @@ pub(crate) fn unusable(address: IpAddr) -> Option<&'static str> {
         IpAddr::V6(address) => address.is_unicast_link_local(),
     };
     if address.is_unspecified() {
-        Some("unspecified")
+        Some("an unspecified")
     } else if address.is_loopback() {
-        Some("loopback")
+        Some("a loopback")
     } else if address.is_multicast() {
-        Some("multicast")
+        Some("a multicast")
     } else if link_local {
-        Some("link-local or broadcast")
+        Some("a link-local or broadcast")
     } else {
         None
     }

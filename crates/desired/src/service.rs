@@ -130,12 +130,18 @@ fn cluster_ips(spec: &v1::ServiceSpec, first: &str, problems: &mut Problems) -> 
     found.into()
 }
 
-/// The address `text` stands for, or what is wrong with it.
-fn cluster_ip(text: &str, family: Option<&str>) -> Result<IpAddr, String> {
-    let ip = address::parse(text).ok_or_else(|| format!("is {}, which is no IP address, and is not served", quoted(text)))?;
-    if let Some(kind) = address::unusable(ip) {
-        return Err(format!("is {ip}, a {kind} address, and is not served"));
+/// The address `text` stands for, or what is wrong with it and what can be done.
+fn service_address(text: &str, remedy: &str) -> Result<IpAddr, String> {
+    let ip =
+        address::parse(text).ok_or_else(|| format!("is {}, which is no IP address, and is not served; {remedy}", quoted(text)))?;
+    match address::unusable(ip) {
+        Some(kind) => Err(format!("is {ip}, {kind} address, and is not served; {remedy}")),
+        None => Ok(ip),
     }
+}
+
+fn cluster_ip(text: &str, family: Option<&str>) -> Result<IpAddr, String> {
+    let ip = service_address(text, "recreate the Service")?;
     match family {
         Some(name) if address::family(name) != Some(Family::of(ip)) => {
             Err(format!("is {ip}, which is not of the family {} in spec.ipFamilies, and is not served", quoted(name)))
@@ -256,7 +262,8 @@ fn externals(object: &v1::Service, spec: &v1::ServiceSpec, problems: &mut Proble
 fn external_ips(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[IpAddr]> {
     let texts = spec.external_ips.as_deref().unwrap_or_default();
     let texts = texts.iter().enumerate().filter(|(_, text)| !text.trim().is_empty());
-    addresses(texts.map(|(index, text)| (format!("spec.externalIPs[{index}]"), text.as_str())), problems)
+    let texts = texts.map(|(index, text)| (format!("spec.externalIPs[{index}]"), text.as_str()));
+    addresses(texts, "name one that clients can call", problems)
 }
 
 fn ingress(object: &v1::Service, problems: &mut Problems) -> Box<[IpAddr]> {
@@ -265,13 +272,14 @@ fn ingress(object: &v1::Service, problems: &mut Problems) -> Box<[IpAddr]> {
     // A load balancer of mode Proxy ends connections itself: callers inside the cluster must go through it (KEP-1860).
     let handed_on = ingress.iter().enumerate().filter(|(_, entry)| entry.ip_mode.as_deref() != Some("Proxy"));
     let texts = handed_on.filter_map(|(index, entry)| Some((index, entry.ip.as_deref()?))).filter(|(_, text)| !text.is_empty());
-    addresses(texts.map(|(index, text)| (format!("status.loadBalancer.ingress[{index}].ip"), text)), problems)
+    let texts = texts.map(|(index, text)| (format!("status.loadBalancer.ingress[{index}].ip"), text));
+    addresses(texts, "look to the controller that set it", problems)
 }
 
-fn addresses<'a>(texts: impl Iterator<Item = (String, &'a str)>, problems: &mut Problems) -> Box<[IpAddr]> {
+fn addresses<'a>(texts: impl Iterator<Item = (String, &'a str)>, remedy: &str, problems: &mut Problems) -> Box<[IpAddr]> {
     let mut found = Vec::new();
     for (field, text) in texts {
-        match cluster_ip(text, None) {
+        match service_address(text, remedy) {
             Ok(ip) if !found.contains(&ip) => found.push(ip),
             Ok(_) => {}
             Err(problem) => problems.add(field, problem),

@@ -112,7 +112,7 @@ fn endpoints(object: &v1::EndpointSlice, family: Family, node_name: &str, proble
             }
         };
         if let Some(kind) = address::unusable(address) {
-            problems.add(field(), format!("is {address}, a {kind} address, and is not served; name the pod's own address"));
+            problems.add(field(), format!("is {address}, {kind} address, and is not served; name the pod's own address"));
             continue;
         }
         let conditions = object.conditions.as_ref();

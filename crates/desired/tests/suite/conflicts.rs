@@ -1,7 +1,7 @@
 //! Services that claim what another has.
 
 use desired::Config;
-use model::{Family, Role, Set};
+use model::{Family, Role, Set, VirtualServerKey};
 use serde_json::{Value, json};
 
 use crate::support::{Node, name, service, slice};
@@ -101,4 +101,68 @@ fn what_two_want_stays_until_both_are_gone() {
     assert_eq!(shared(&node), (1, 1));
     node.delete_service("b");
     assert_eq!(shared(&node), (0, 0));
+}
+
+fn on(address: &str, name: &str, created: &str, port: u16, policy: &str) -> Value {
+    let spec = json!({
+        "clusterIP": format!("10.96.1.{port}"),
+        "externalIPs": [address],
+        "externalTrafficPolicy": policy,
+        "ports": [{"port": port}],
+    });
+    claimant(name, json!(created), spec)
+}
+
+/// One address, different ports: the address is bound and guarded until both are gone, each port as its own Service says.
+#[test]
+fn two_services_share_an_address_by_ports() {
+    let mut node = Node::new(Config::new("node-1"));
+    node.apply(&[
+        on("198.51.100.21", "a", "2026-01-01T00:00:00Z", 80, "Local"),
+        on("198.51.100.21", "b", "2026-01-01T00:00:00Z", 81, "Cluster"),
+    ]);
+    let members = |node: &Node, role| {
+        let members = node.ledger.complete().sets[&Set::new(role, Family::V4)].members.clone();
+        members.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(node.ledger.conflicts().count(), 0);
+    assert_eq!(members(&node, Role::ExternalIpLocal), ["198.51.100.21,tcp:80"]);
+    assert_eq!(members(&node, Role::ExternalIp), ["198.51.100.21,tcp:81"]);
+    let address: std::net::IpAddr = "198.51.100.21".parse().unwrap();
+    for (gone, bound) in [("a", true), ("b", false)] {
+        let touched = node.ledger.set(&name(gone), None);
+        assert_eq!(touched.vips.iter().any(|vip| vip.address == address), !bound, "{gone}");
+        assert_eq!(members(&node, Role::Vips).contains(&"198.51.100.21".to_owned()), bound);
+    }
+    assert_eq!(members(&node, Role::InCluster), Vec::<String>::new());
+}
+
+/// The mark is the frontend's, not the Service's: who takes over with policy `Local` has it, and without there is none.
+#[test]
+fn who_takes_over_has_the_virtual_server_behind_the_mark_or_there_is_none() {
+    for (policy, marks) in [("Local", 1), ("Cluster", 0)] {
+        let mut node = Node::new(Config::new("node-1"));
+        node.apply(&[
+            on("198.51.100.21", "old", "2026-01-01T00:00:00Z", 80, "Local"),
+            on("198.51.100.21", "young", "2026-02-01T00:00:00Z", 80, policy),
+            slice("y", "young", 9090, json!([{"addresses": ["10.244.2.3"]}])),
+        ]);
+        let behind = |node: &Node| {
+            let servers = node.ledger.complete().virtual_servers;
+            servers.into_iter().filter(|(key, _)| matches!(key, VirtualServerKey::Mark { .. })).collect::<Vec<_>>()
+        };
+        let before = behind(&node);
+        assert_eq!(before.len(), 1);
+        assert_eq!(node.ledger.owner(&before[0].0).unwrap().service, &name("old"));
+
+        let touched = node.ledger.set(&name("old"), None);
+        assert!(touched.virtual_servers.contains(&before[0].0), "{policy}");
+        let after = behind(&node);
+        assert_eq!(after.len(), marks, "{policy}");
+        for (key, server) in after {
+            assert_eq!(key, before[0].0);
+            assert_eq!(node.ledger.owner(&key).unwrap().service, &name("young"));
+            assert_eq!(server.real_servers.keys().map(ToString::to_string).collect::<Vec<_>>(), ["10.244.2.3:9090"]);
+        }
+    }
 }

@@ -1,9 +1,10 @@
 //! Laws of following changes: whatever comes in whichever order, what is kept change by change is what the objects of the moment say.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 
 use desired::{Config, Index, InterfaceAddress, Kind, Ledger};
-use model::{Family, Scope, Set, State, Via};
+use model::{Family, Member, Role, Scope, Set, State, Via, VirtualServerKey};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -12,6 +13,11 @@ const SERVICES: usize = 3;
 const SLICES: usize = 5;
 const CLUSTER_IPS: [&str; 3] = ["10.96.0.1", "10.96.0.2", "10.96.000.002"];
 const CLUSTER_IPS_V6: [&str; 2] = ["fd00:96::1", "fd00:96::2"];
+/// Some of them are addresses that the node has or may get, one is a ClusterIP, and one is none at all.
+const EXTERNAL_IPS: [&str; 7] =
+    ["198.51.100.1", "198.51.100.2", "172.18.0.1", "172.18.0.2", "10.96.0.1", "2001:db8:100::1", "fd00:18::1"];
+const RANGES: [&str; 7] =
+    ["203.0.113.0/24", "172.18.0.0/31", "172.18.0.2/32", "0.0.0.0/0", "fd00:18::/64", "2001:db8::/32", "everywhere"];
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -48,7 +54,7 @@ struct Follower {
 }
 
 fn config(via: Via) -> Config {
-    Config { via, ..Config::new("node-1") }
+    Config { via, ranges_per_family: via == Via::Address, ..Config::new("node-1") }
 }
 
 impl Follower {
@@ -171,13 +177,36 @@ impl Cluster {
     /// The state of a node that sees all of this for the first time.
     fn seen_at_once(&self, via: Via) -> State {
         let mut follower = Follower::new(via);
+        self.show(&mut follower);
+        follower.ledger.complete()
+    }
+
+    fn show(&self, follower: &mut Follower) {
         follower.index.set_interfaces(addresses(&self.interfaces));
         for kind in [Kind::Node, Kind::Service, Kind::EndpointSlice] {
             self.list(kind, &mut follower.index, |_| true);
         }
         follower.sync();
-        follower.ledger.complete()
     }
+}
+
+/// `state` with marks in the order of their frontends: which of two that fall on the same number has it depends on who came first.
+fn with_ranked_marks(state: &State) -> State {
+    let mut ranked = state.clone();
+    let mut rank = NonZeroU32::MIN;
+    for (set, held) in ranked.sets.iter_mut().filter(|(set, _)| set.role == Role::InCluster) {
+        for member in &state.sets[set].members {
+            let Member::IpPortMark(address, protocol, port, mark) = *member else { panic!("{member} has no mark") };
+            let key = |mark| VirtualServerKey::Mark { family: set.family, mark };
+            let server = state.virtual_servers[&key(mark)].clone();
+            assert!(ranked.virtual_servers.remove(&key(mark)).is_some(), "{mark:#x} is given twice");
+            // Below the masquerade bit, and so none that is given.
+            ranked.virtual_servers.insert(key(rank), server);
+            held.add(Member::IpPortMark(address, protocol, port, rank));
+            rank = rank.checked_add(1).unwrap();
+        }
+    }
+    ranked
 }
 
 proptest! {
@@ -195,10 +224,16 @@ proptest! {
             cluster.run(op, &mut follower);
             if sync {
                 let scratch = cluster.seen_at_once(via);
-                prop_assert_eq!(&follower.ledger.complete(), &scratch);
-                prop_assert_eq!(&follower.state, &scratch);
+                prop_assert_eq!(&follower.state, &follower.ledger.complete());
+                prop_assert_eq!(with_ranked_marks(&follower.state), with_ranked_marks(&scratch));
             }
         }
+
+        // A process that starts anew gives everybody the mark they have.
+        let mut restarted = Follower::new(via);
+        restarted.ledger.adopt(&follower.state);
+        cluster.show(&mut restarted);
+        prop_assert_eq!(&restarted.ledger.complete(), &follower.state);
 
         // Seen again, nothing of it is news; and all of it gone, nothing of it is left.
         for kind in [Kind::Node, Kind::Service, Kind::EndpointSlice] {
@@ -247,24 +282,54 @@ fn service(id: usize) -> impl Strategy<Value = Value> {
         prop::sample::select(vec!["None", "ClientIP"]),
         prop::sample::select(vec!["Cluster", "Cluster", "Cluster", "Local"]),
         prop::sample::select(vec![None, Some("2026-01-01T00:00:00Z"), Some("2026-02-01T00:00:00Z")]),
+        externals(),
     );
-    shape.prop_map(move |(v4, v6, ports, affinity, internal, created)| {
+    shape.prop_map(move |(v4, v6, ports, affinity, internal, created, (external, status))| {
         let cluster_ips: Vec<_> = v4.into_iter().chain(v6).collect();
         let families: Vec<_> = v4.map(|_| "IPv4").into_iter().chain(v6.map(|_| "IPv6")).collect();
         let mut metadata = service_metadata(id);
         metadata["creationTimestamp"] = json!(created);
-        json!({
-            "metadata": metadata,
-            "spec": {
-                "clusterIP": cluster_ips.first().unwrap_or(&"None"),
-                "clusterIPs": cluster_ips,
-                "ipFamilies": families,
-                "ports": ports,
-                "sessionAffinity": affinity,
-                "internalTrafficPolicy": internal,
-            },
-        })
+        let mut spec = json!({
+            "clusterIP": cluster_ips.first().unwrap_or(&"None"),
+            "clusterIPs": cluster_ips,
+            "ipFamilies": families,
+            "ports": ports,
+            "sessionAffinity": affinity,
+            "internalTrafficPolicy": internal,
+        });
+        spec.as_object_mut().unwrap().extend(external.as_object().unwrap().clone());
+        json!({"metadata": metadata, "spec": spec, "status": status})
     })
+}
+
+/// What of a Service's spec and status is about callers from outside.
+fn externals() -> impl Strategy<Value = (Value, Value)> {
+    let some = |all: &[&'static str], most| prop::sample::subsequence(all.to_vec(), 0..=most);
+    let ingress = some(&EXTERNAL_IPS, 2).prop_flat_map(|addresses| {
+        prop::collection::vec(prop::sample::select(vec![None, Some("VIP"), Some("VIP"), Some("Proxy")]), addresses.len()).prop_map(
+            move |modes| {
+                let entry = |(ip, mode): (&&str, Option<&str>)| json!({"ip": ip, "ipMode": mode});
+                json!({"loadBalancer": {"ingress": addresses.iter().zip(modes).map(entry).collect::<Vec<_>>()}})
+            },
+        )
+    });
+    let spec = (
+        prop::sample::select(vec!["ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer"]),
+        some(&EXTERNAL_IPS, 2),
+        prop_oneof![2 => Just(Vec::new()), 1 => some(&RANGES, 2)],
+        prop::sample::select(vec!["Cluster", "Local"]),
+        prop::sample::select(vec![0, 32000]),
+    )
+        .prop_map(|(kind, external_ips, ranges, policy, health_check)| {
+            json!({
+                "type": kind,
+                "externalIPs": external_ips,
+                "loadBalancerSourceRanges": ranges,
+                "externalTrafficPolicy": policy,
+                "healthCheckNodePort": health_check,
+            })
+        });
+    prop_oneof![1 => Just((json!({}), json!({}))), 2 => (spec, ingress)]
 }
 
 fn slice(id: usize) -> impl Strategy<Value = Value> {

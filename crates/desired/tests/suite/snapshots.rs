@@ -156,6 +156,219 @@ fn telecom_slice(name: &str, address_type: &str, addresses: &[&str]) -> Value {
     })
 }
 
+/// A Service that can be called from outside by every kind of frontend, and `spec` on top of that.
+fn outside(spec: Value) -> Vec<Value> {
+    let mut object = service(
+        "web",
+        json!({
+            "type": "LoadBalancer",
+            "clusterIP": "10.96.0.10",
+            "clusterIPs": ["10.96.0.10", "fd00:10:96::10"],
+            "ipFamilies": ["IPv4", "IPv6"],
+            "externalIPs": ["198.51.100.22", "2001:db8:100::22"],
+            "ports": [{"port": 80, "nodePort": 30080}],
+        }),
+    );
+    let (Some(whole), Value::Object(spec)) = (object["spec"].as_object_mut(), spec) else { panic!("no objects") };
+    whole.extend(spec);
+    object["status"] = json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.21"}, {"ip": "2001:db8:100::21"}]}});
+    let endpoints = |first: &str, second: &str| json!([{"addresses": [first], "nodeName": "node-1"}, {"addresses": [second], "nodeName": "node-2"}]);
+    // In IPv6 no endpoint is on this node.
+    let mut v6 = slice("web-6", "web", 8080, json!([{"addresses": ["fd00:10:244:2::2"], "nodeName": "node-2"}]));
+    v6["addressType"] = "IPv6".into();
+    vec![object, slice("web-4", "web", 8080, endpoints("10.244.1.2", "10.244.2.2")), v6]
+}
+
+#[test]
+fn every_frontend_with_policy_cluster() {
+    let mut node = Node::new(Config::new("node-1"));
+    node.apply(&outside(json!({})));
+    assert_snapshot!(node.text(), @"
+    TCP 10.96.0.10:80 rr
+      -> 10.244.1.2:8080 Masq 1
+      -> 10.244.2.2:8080 Masq 1
+    TCP 172.18.0.11:30080 rr
+      -> 10.244.1.2:8080 Masq 1
+      -> 10.244.2.2:8080 Masq 1
+    TCP 198.51.100.21:80 rr
+      -> 10.244.1.2:8080 Masq 1
+      -> 10.244.2.2:8080 Masq 1
+    TCP 198.51.100.22:80 rr
+      -> 10.244.1.2:8080 Masq 1
+      -> 10.244.2.2:8080 Masq 1
+    TCP [2001:db8:100::21]:80 rr
+      -> [fd00:10:244:2::2]:8080 Masq 1
+    TCP [2001:db8:100::22]:80 rr
+      -> [fd00:10:244:2::2]:8080 Masq 1
+    TCP [fd00:10:96::10]:80 rr
+      -> [fd00:10:244:2::2]:8080 Masq 1
+    TCP [fd00:18::11]:30080 rr
+      -> [fd00:10:244:2::2]:8080 Masq 1
+    add KUBE-LOOP-BACK 10.244.1.2,tcp:8080,10.244.1.2
+    add KUBE-CLUSTER-IP 10.96.0.10,tcp:80
+    add KUBE-6-CLUSTER-IP fd00:10:96::10,tcp:80
+    add KUBE-EXTERNAL-IP 198.51.100.22,tcp:80
+    add KUBE-6-EXTERNAL-IP 2001:db8:100::22,tcp:80
+    add KUBE-LOAD-BALANCER 198.51.100.21,tcp:80
+    add KUBE-6-LOAD-BALANCER 2001:db8:100::21,tcp:80
+    add KUBE-NODE-PORT-ADDRESS 172.18.0.11,tcp:30080
+    add KUBE-6-NODE-PORT-ADDRESS fd00:18::11,tcp:30080
+    add KUBE-IPVS-IPS 10.96.0.10
+    add KUBE-IPVS-IPS 198.51.100.21
+    add KUBE-IPVS-IPS 198.51.100.22
+    add KUBE-6-IPVS-IPS 2001:db8:100::21
+    add KUBE-6-IPVS-IPS 2001:db8:100::22
+    add KUBE-6-IPVS-IPS fd00:10:96::10
+    10.96.0.10/32 as a route on kube-ipvs0 src 172.18.0.11
+    198.51.100.21/32 as a route on kube-ipvs0 src 172.18.0.11
+    198.51.100.22/32 as a route on kube-ipvs0 src 172.18.0.11
+    2001:db8:100::21/128 as a route on kube-ipvs0 src fd00:18::11
+    2001:db8:100::22/128 as a route on kube-ipvs0 src fd00:18::11
+    fd00:10:96::10/128 as a route on kube-ipvs0 src fd00:18::11
+    ");
+}
+
+#[test]
+fn every_frontend_with_policy_local() {
+    let mut node = Node::new(Config::new("node-1"));
+    node.apply(&outside(json!({"externalTrafficPolicy": "Local", "healthCheckNodePort": 32000, "sessionAffinity": "ClientIP"})));
+    assert_snapshot!(node.text(), @"
+    TCP 10.96.0.10:80 rr persistent 10800
+      -> 10.244.1.2:8080 Masq 1
+      -> 10.244.2.2:8080 Masq 1
+    TCP 172.18.0.11:30080 rr persistent 10800
+      -> 10.244.1.2:8080 Masq 1
+    TCP 198.51.100.21:80 rr persistent 10800
+      -> 10.244.1.2:8080 Masq 1
+    TCP 198.51.100.22:80 rr persistent 10800
+      -> 10.244.1.2:8080 Masq 1
+    TCP [2001:db8:100::21]:80 rr persistent 10800
+    TCP [2001:db8:100::22]:80 rr persistent 10800
+    TCP [fd00:10:96::10]:80 rr persistent 10800
+      -> [fd00:10:244:2::2]:8080 Masq 1
+    TCP [fd00:18::11]:30080 rr persistent 10800
+    FWM 20313 rr persistent 10800
+      -> 10.244.1.2:8080 Masq 1
+      -> 10.244.2.2:8080 Masq 1
+    FWM 21170 rr persistent 10800
+      -> 10.244.1.2:8080 Masq 1
+      -> 10.244.2.2:8080 Masq 1
+    FWM 28578 rr persistent 10800
+      -> 10.244.1.2:8080 Masq 1
+      -> 10.244.2.2:8080 Masq 1
+    FWM 16633 IPv6 rr persistent 10800
+      -> [fd00:10:244:2::2]:8080 Masq 1
+    FWM 24451 IPv6 rr persistent 10800
+      -> [fd00:10:244:2::2]:8080 Masq 1
+    FWM 26835 IPv6 rr persistent 10800
+      -> [fd00:10:244:2::2]:8080 Masq 1
+    add KUBE-LOOP-BACK 10.244.1.2,tcp:8080,10.244.1.2
+    add KUBE-CLUSTER-IP 10.96.0.10,tcp:80
+    add KUBE-6-CLUSTER-IP fd00:10:96::10,tcp:80
+    add KUBE-EXTERNAL-IP-LOCAL 198.51.100.22,tcp:80
+    add KUBE-6-EXTERNAL-IP-LOCAL 2001:db8:100::22,tcp:80
+    add KUBE-LOAD-BALANCER 198.51.100.21,tcp:80
+    add KUBE-6-LOAD-BALANCER 2001:db8:100::21,tcp:80
+    add KUBE-LOAD-BALANCER-LOCAL 198.51.100.21,tcp:80
+    add KUBE-6-LOAD-BALANCER-LOCAL 2001:db8:100::21,tcp:80
+    add KUBE-NODE-PORT-ADDRESS 172.18.0.11,tcp:30080
+    add KUBE-6-NODE-PORT-ADDRESS fd00:18::11,tcp:30080
+    add KUBE-NODE-PORT-LOCAL-ADDRESS 172.18.0.11,tcp:30080
+    add KUBE-6-NODE-PORT-LOCAL-ADDRESS fd00:18::11,tcp:30080
+    add KUBE-IN-CLUSTER-MARK 172.18.0.11,tcp:30080 skbmark 0x6fa2
+    add KUBE-IN-CLUSTER-MARK 198.51.100.21,tcp:80 skbmark 0x4f59
+    add KUBE-IN-CLUSTER-MARK 198.51.100.22,tcp:80 skbmark 0x52b2
+    add KUBE-6-IN-CLUSTER-MARK 2001:db8:100::21,tcp:80 skbmark 0x68d3
+    add KUBE-6-IN-CLUSTER-MARK 2001:db8:100::22,tcp:80 skbmark 0x5f83
+    add KUBE-6-IN-CLUSTER-MARK fd00:18::11,tcp:30080 skbmark 0x40f9
+    add KUBE-6-NO-LOCAL-ENDPOINT 2001:db8:100::21,tcp:80
+    add KUBE-6-NO-LOCAL-ENDPOINT 2001:db8:100::22,tcp:80
+    add KUBE-6-NO-LOCAL-ENDPOINT fd00:18::11,tcp:30080
+    add KUBE-HEALTH-CHECK-ADDRESS 10.96.0.10,tcp:32000
+    add KUBE-HEALTH-CHECK-ADDRESS 198.51.100.21,tcp:32000
+    add KUBE-HEALTH-CHECK-ADDRESS 198.51.100.22,tcp:32000
+    add KUBE-6-HEALTH-CHECK-ADDRESS 2001:db8:100::21,tcp:32000
+    add KUBE-6-HEALTH-CHECK-ADDRESS 2001:db8:100::22,tcp:32000
+    add KUBE-6-HEALTH-CHECK-ADDRESS fd00:10:96::10,tcp:32000
+    add KUBE-IPVS-IPS 10.96.0.10
+    add KUBE-IPVS-IPS 198.51.100.21
+    add KUBE-IPVS-IPS 198.51.100.22
+    add KUBE-6-IPVS-IPS 2001:db8:100::21
+    add KUBE-6-IPVS-IPS 2001:db8:100::22
+    add KUBE-6-IPVS-IPS fd00:10:96::10
+    10.96.0.10/32 as a route on kube-ipvs0 src 172.18.0.11
+    198.51.100.21/32 as a route on kube-ipvs0 src 172.18.0.11
+    198.51.100.22/32 as a route on kube-ipvs0 src 172.18.0.11
+    2001:db8:100::21/128 as a route on kube-ipvs0 src fd00:18::11
+    2001:db8:100::22/128 as a route on kube-ipvs0 src fd00:18::11
+    fd00:10:96::10/128 as a route on kube-ipvs0 src fd00:18::11
+    ");
+}
+
+#[test]
+fn source_ranges_of_one_family() {
+    let mut node = Node::new(Config::new("node-1"));
+    let ranges = json!([" 203.0.113.77/24", "172.18.0.11/32", "203.0.113.0/24"]);
+    node.apply(&outside(json!({"loadBalancerSourceRanges": ranges, "externalIPs": [], "ports": [{"port": 80}]})));
+    assert_snapshot!(node.text(), @"
+    TCP 10.96.0.10:80 rr
+      -> 10.244.1.2:8080 Masq 1
+      -> 10.244.2.2:8080 Masq 1
+    TCP 198.51.100.21:80 rr
+      -> 10.244.1.2:8080 Masq 1
+      -> 10.244.2.2:8080 Masq 1
+    TCP [2001:db8:100::21]:80 rr
+      -> [fd00:10:244:2::2]:8080 Masq 1
+    TCP [fd00:10:96::10]:80 rr
+      -> [fd00:10:244:2::2]:8080 Masq 1
+    add KUBE-LOOP-BACK 10.244.1.2,tcp:8080,10.244.1.2
+    add KUBE-CLUSTER-IP 10.96.0.10,tcp:80
+    add KUBE-6-CLUSTER-IP fd00:10:96::10,tcp:80
+    add KUBE-LOAD-BALANCER 198.51.100.21,tcp:80
+    add KUBE-6-LOAD-BALANCER 2001:db8:100::21,tcp:80
+    add KUBE-LOAD-BALANCER-FW 198.51.100.21,tcp:80
+    add KUBE-6-LOAD-BALANCER-FW 2001:db8:100::21,tcp:80
+    add KUBE-LOAD-BALANCER-SOURCE-CIDR 198.51.100.21,tcp:80,172.18.0.11/32
+    add KUBE-LOAD-BALANCER-SOURCE-CIDR 198.51.100.21,tcp:80,203.0.113.0/24
+    add KUBE-LOAD-BALANCER-SOURCE-NODE 198.51.100.21,tcp:80
+    add KUBE-IPVS-IPS 10.96.0.10
+    add KUBE-IPVS-IPS 198.51.100.21
+    add KUBE-6-IPVS-IPS 2001:db8:100::21
+    add KUBE-6-IPVS-IPS fd00:10:96::10
+    10.96.0.10/32 as a route on kube-ipvs0 src 172.18.0.11
+    198.51.100.21/32 as a route on kube-ipvs0 src 172.18.0.11
+    2001:db8:100::21/128 as a route on kube-ipvs0 src fd00:18::11
+    fd00:10:96::10/128 as a route on kube-ipvs0 src fd00:18::11
+    ");
+}
+
+#[test]
+fn what_is_wrong_with_what_is_said_of_the_outside() {
+    let mut node = Node::new(Config::new("node-1"));
+    let mut objects = outside(json!({
+        "externalTrafficPolicy": "Local",
+        "externalIPs": ["", "web.example.org", "198.51.100.22", "198.051.100.022", "127.0.0.1", "fe80::1", "::ffff:198.51.100.23"],
+        "healthCheckNodePort": 70000,
+        "loadBalancerSourceRanges": ["203.0.113.0", "203.0.113.0/33", "office", "2001:db8::/129", ""],
+    }));
+    objects[0]["status"]["loadBalancer"]["ingress"] = json!([{"ip": "0.0.0.0"}, {"ip": "198.51.100.999"}, {"hostname": "lb"}, {}]);
+    node.apply(&objects);
+    assert_snapshot!(node.problems().join("\n"), @r#"
+    Service shop/web: spec.externalIPs[1] is "web.example.org", which is no IP address, and is not served; name one that clients can call
+    Service shop/web: spec.externalIPs[4] is 127.0.0.1, a loopback address, and is not served; name one that clients can call
+    Service shop/web: spec.externalIPs[5] is fe80::1, a link-local or broadcast address, and is not served; name one that clients can call
+    Service shop/web: status.loadBalancer.ingress[0].ip is 0.0.0.0, an unspecified address, and is not served; look to the controller that set it
+    Service shop/web: status.loadBalancer.ingress[1].ip is "198.51.100.999", which is no IP address, and is not served; look to the controller that set it
+    Service shop/web: spec.loadBalancerSourceRanges[0] is "203.0.113.0", which is no network such as 192.0.2.0/24, and lets nobody in
+    Service shop/web: spec.loadBalancerSourceRanges[1] is "203.0.113.0/33", which is no network such as 192.0.2.0/24, and lets nobody in
+    Service shop/web: spec.loadBalancerSourceRanges[2] is "office", which is no network such as 192.0.2.0/24, and lets nobody in
+    Service shop/web: spec.loadBalancerSourceRanges[3] is "2001:db8::/129", which is no network such as 192.0.2.0/24, and lets nobody in
+    Service shop/web: spec.healthCheckNodePort is 70000; a port is a number from 1 to 65535, and no health check is served
+    "#);
+    let external: Vec<_> = node.ledger.complete().vips.keys().map(|vip| vip.address.to_string()).collect();
+    assert_eq!(external, ["10.96.0.10", "198.51.100.22", "198.51.100.23", "fd00:10:96::10"]);
+}
+
 /// What the controllers of a real cluster made, with a Service of every kind.
 #[test]
 fn the_recorded_namespace() {
@@ -245,9 +458,13 @@ fn rules_without_a_detector() {
     assert_snapshot!(node.rules(Family::V4), @"
     -t filter -A FORWARD -j KUBE-IPVS-FORWARD
     -t filter -A INPUT -j KUBE-IPVS-INPUT
+    -t mangle -A OUTPUT -j KUBE-IPVS-OUTPUT
     -t nat -A OUTPUT -j KUBE-IPVS-SERVICES
     -t nat -A POSTROUTING -j KUBE-IPVS-POSTROUTING
+    -t mangle -A PREROUTING -j KUBE-IPVS-PODS
     -t nat -A PREROUTING -j KUBE-IPVS-SERVICES
+    -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-LOAD-BALANCER-SOURCE-NODE dst,dst -j DROP
+    -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
     -t nat -A KUBE-IPVS-POSTROUTING -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE
     -t nat -A KUBE-IPVS-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
     -t nat -A KUBE-IPVS-POSTROUTING -j MARK --set-xmark 0x0/0x4000
@@ -255,23 +472,42 @@ fn rules_without_a_detector() {
     -t nat -A KUBE-IPVS-SERVICES -s 127.0.0.0/8 -j RETURN
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-CLUSTER-IP src,dst -j MARK --set-xmark 0x4000/0x4000
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-LOAD-BALANCER-LOCAL dst,dst -j ACCEPT
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-LOAD-BALANCER dst,dst -j MARK --set-xmark 0x4000/0x4000
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-LOAD-BALANCER dst,dst -j ACCEPT
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-EXTERNAL-IP-LOCAL dst,dst -j ACCEPT
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-EXTERNAL-IP dst,dst -j MARK --set-xmark 0x4000/0x4000
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-EXTERNAL-IP dst,dst -j ACCEPT
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-NODE-PORT-LOCAL-ADDRESS dst,dst -j ACCEPT
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-NODE-PORT-ADDRESS dst,dst -j MARK --set-xmark 0x4000/0x4000
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-NODE-PORT-ADDRESS dst,dst -j ACCEPT
     -t filter -A KUBE-IPVS-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT
     -t filter -A KUBE-IPVS-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+    -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-LOAD-BALANCER-FW dst,dst -j KUBE-IPVS-SOURCE-RANGES
+    -t filter -A KUBE-IPVS-INPUT -m conntrack --ctstate NEW -m set --match-set KUBE-NO-LOCAL-ENDPOINT dst,dst -m mark ! --mark 0x4000/0x4000 -j DROP
     -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-CLUSTER-IP dst,dst -j RETURN
+    -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-LOAD-BALANCER dst,dst -j RETURN
+    -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-EXTERNAL-IP dst,dst -j RETURN
+    -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-EXTERNAL-IP-LOCAL dst,dst -j RETURN
+    -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-HEALTH-CHECK-ADDRESS dst,dst -j RETURN
     -t filter -A KUBE-IPVS-INPUT -p icmp -m icmp --icmp-type 8 -j RETURN
     -t filter -A KUBE-IPVS-INPUT -p icmp -m icmp --icmp-type 3 -j RETURN
     -t filter -A KUBE-IPVS-INPUT -p icmp -m icmp --icmp-type 11 -j RETURN
     -t filter -A KUBE-IPVS-INPUT -p icmp -m icmp --icmp-type 12 -j RETURN
     -t filter -A KUBE-IPVS-INPUT -m conntrack --ctstate NEW -m set --match-set KUBE-IPVS-IPS dst -j REJECT --reject-with icmp-port-unreachable
+    -t filter -A KUBE-IPVS-SOURCE-RANGES -m set --match-set KUBE-LOAD-BALANCER-SOURCE-CIDR dst,dst,src -j RETURN
+    -t filter -A KUBE-IPVS-SOURCE-RANGES -j DROP
     ");
     assert_snapshot!(node.rules(Family::V6), @"
     -t filter -A FORWARD -j KUBE-IPVS-FORWARD
     -t filter -A INPUT -j KUBE-IPVS-INPUT
+    -t mangle -A OUTPUT -j KUBE-IPVS-OUTPUT
     -t nat -A OUTPUT -j KUBE-IPVS-SERVICES
     -t nat -A POSTROUTING -j KUBE-IPVS-POSTROUTING
+    -t mangle -A PREROUTING -j KUBE-IPVS-PODS
     -t nat -A PREROUTING -j KUBE-IPVS-SERVICES
+    -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-6-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-6-LOAD-BALANCER-SOURCE-NOD dst,dst -j DROP
+    -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-6-IN-CLUSTER-MARK dst,dst --map-mark
     -t nat -A KUBE-IPVS-POSTROUTING -m set --match-set KUBE-6-LOOP-BACK dst,dst,src -j MASQUERADE
     -t nat -A KUBE-IPVS-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
     -t nat -A KUBE-IPVS-POSTROUTING -j MARK --set-xmark 0x0/0x4000
@@ -279,17 +515,32 @@ fn rules_without_a_detector() {
     -t nat -A KUBE-IPVS-SERVICES -s ::1/128 -j RETURN
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-6-CLUSTER-IP src,dst -j MARK --set-xmark 0x4000/0x4000
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-6-CLUSTER-IP dst,dst -j ACCEPT
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-6-LOAD-BALANCER-LOCAL dst,dst -j ACCEPT
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-6-LOAD-BALANCER dst,dst -j MARK --set-xmark 0x4000/0x4000
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-6-LOAD-BALANCER dst,dst -j ACCEPT
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-6-EXTERNAL-IP-LOCAL dst,dst -j ACCEPT
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-6-EXTERNAL-IP dst,dst -j MARK --set-xmark 0x4000/0x4000
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-6-EXTERNAL-IP dst,dst -j ACCEPT
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-6-NODE-PORT-LOCAL-ADDRESS dst,dst -j ACCEPT
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-6-NODE-PORT-ADDRESS dst,dst -j MARK --set-xmark 0x4000/0x4000
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-6-NODE-PORT-ADDRESS dst,dst -j ACCEPT
     -t filter -A KUBE-IPVS-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT
     -t filter -A KUBE-IPVS-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+    -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-6-LOAD-BALANCER-FW dst,dst -j KUBE-IPVS-SOURCE-RANGES
+    -t filter -A KUBE-IPVS-INPUT -m conntrack --ctstate NEW -m set --match-set KUBE-6-NO-LOCAL-ENDPOINT dst,dst -m mark ! --mark 0x4000/0x4000 -j DROP
     -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-6-CLUSTER-IP dst,dst -j RETURN
+    -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-6-LOAD-BALANCER dst,dst -j RETURN
+    -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-6-EXTERNAL-IP dst,dst -j RETURN
+    -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-6-EXTERNAL-IP-LOCAL dst,dst -j RETURN
+    -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-6-HEALTH-CHECK-ADDRESS dst,dst -j RETURN
     -t filter -A KUBE-IPVS-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j RETURN
     -t filter -A KUBE-IPVS-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 1 -j RETURN
     -t filter -A KUBE-IPVS-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 2 -j RETURN
     -t filter -A KUBE-IPVS-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 3 -j RETURN
     -t filter -A KUBE-IPVS-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 4 -j RETURN
     -t filter -A KUBE-IPVS-INPUT -m conntrack --ctstate NEW -m set --match-set KUBE-6-IPVS-IPS dst -j REJECT --reject-with icmp6-port-unreachable
+    -t filter -A KUBE-IPVS-SOURCE-RANGES -m set --match-set KUBE-6-LOAD-BALANCER-SOURCE-CID dst,dst,src -j RETURN
+    -t filter -A KUBE-IPVS-SOURCE-RANGES -j DROP
     ");
 }
 
@@ -297,6 +548,68 @@ fn rules_without_a_detector() {
 fn marking(node: &Node, family: Family) -> String {
     let rules = node.rules(family);
     rules.lines().filter(|rule| rule.contains("CLUSTER-IP") && rule.contains("SERVICES")).collect::<Vec<_>>().join("\n")
+}
+
+/// The rules that lead callers inside the cluster past policy `Local`, and those about the node itself.
+fn inside(node: &Node, family: Family) -> String {
+    let rules = node.rules(family);
+    rules.lines().filter(|rule| rule.starts_with("-t mangle -A KUBE-IPVS")).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn rules_for_callers_inside_the_cluster() {
+    let name = |name| InterfaceName::new(name).unwrap();
+    let cidrs = |list: &[&str]| list.iter().map(|cidr| cidr.parse().unwrap()).collect();
+    let by = |detector: DetectLocal| {
+        let node = with(|config| config.masquerade.detect_local = detector);
+        Family::ALL.map(|family| inside(&node, family)).join("\n")
+    };
+    assert_snapshot!(by(DetectLocal::None), @"
+    -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-LOAD-BALANCER-SOURCE-NODE dst,dst -j DROP
+    -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-6-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-6-LOAD-BALANCER-SOURCE-NOD dst,dst -j DROP
+    -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-6-IN-CLUSTER-MARK dst,dst --map-mark
+    ");
+    assert_snapshot!(by(DetectLocal::ClusterCidr(cidrs(&["10.244.3.1/16", "fd00:10:244::/48", "10.245.0.0/16"]))), @"
+    -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-LOAD-BALANCER-SOURCE-NODE dst,dst -j DROP
+    -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-PODS -s 10.244.0.0/16 -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-PODS -s 10.245.0.0/16 -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-6-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-6-LOAD-BALANCER-SOURCE-NOD dst,dst -j DROP
+    -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-6-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-PODS -s fd00:10:244::/48 -j SET --map-set KUBE-6-IN-CLUSTER-MARK dst,dst --map-mark
+    ");
+    assert_snapshot!(by(DetectLocal::ClusterCidr(cidrs(&["0.0.0.0/0"]))), @"
+    -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-LOAD-BALANCER-SOURCE-NODE dst,dst -j DROP
+    -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-PODS -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-6-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-6-LOAD-BALANCER-SOURCE-NOD dst,dst -j DROP
+    -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-6-IN-CLUSTER-MARK dst,dst --map-mark
+    ");
+    assert_snapshot!(by(DetectLocal::NodeCidr), @"
+    -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-LOAD-BALANCER-SOURCE-NODE dst,dst -j DROP
+    -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-PODS -s 10.244.1.0/24 -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-6-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-6-LOAD-BALANCER-SOURCE-NOD dst,dst -j DROP
+    -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-6-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-PODS -s fd00:10:244:1::/64 -j SET --map-set KUBE-6-IN-CLUSTER-MARK dst,dst --map-mark
+    ");
+    assert_snapshot!(by(DetectLocal::BridgeInterface(name("cni0"))), @"
+    -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-LOAD-BALANCER-SOURCE-NODE dst,dst -j DROP
+    -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-PODS -i cni0 -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-6-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-6-LOAD-BALANCER-SOURCE-NOD dst,dst -j DROP
+    -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-6-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-PODS -i cni0 -j SET --map-set KUBE-6-IN-CLUSTER-MARK dst,dst --map-mark
+    ");
+    assert_snapshot!(by(DetectLocal::InterfaceNamePrefix(name("cali"))), @"
+    -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-LOAD-BALANCER-SOURCE-NODE dst,dst -j DROP
+    -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-PODS -i cali+ -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-6-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-6-LOAD-BALANCER-SOURCE-NOD dst,dst -j DROP
+    -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-6-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-PODS -i cali+ -j SET --map-set KUBE-6-IN-CLUSTER-MARK dst,dst --map-mark
+    ");
 }
 
 #[test]
@@ -365,9 +678,14 @@ fn rules_that_masquerade_all_whatever_the_detector() {
     assert_snapshot!(node.rules(Family::V4), @"
     -t filter -A FORWARD -j KUBE-IPVS-FORWARD
     -t filter -A INPUT -j KUBE-IPVS-INPUT
+    -t mangle -A OUTPUT -j KUBE-IPVS-OUTPUT
     -t nat -A OUTPUT -j KUBE-IPVS-SERVICES
     -t nat -A POSTROUTING -j KUBE-IPVS-POSTROUTING
+    -t mangle -A PREROUTING -j KUBE-IPVS-PODS
     -t nat -A PREROUTING -j KUBE-IPVS-SERVICES
+    -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-LOAD-BALANCER-SOURCE-NODE dst,dst -j DROP
+    -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
+    -t mangle -A KUBE-IPVS-PODS -s 10.244.1.0/24 -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
     -t nat -A KUBE-IPVS-POSTROUTING -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE
     -t nat -A KUBE-IPVS-POSTROUTING -m mark ! --mark 0x80000000/0x80000000 -j RETURN
     -t nat -A KUBE-IPVS-POSTROUTING -j MARK --set-xmark 0x0/0x80000000
@@ -375,16 +693,31 @@ fn rules_that_masquerade_all_whatever_the_detector() {
     -t nat -A KUBE-IPVS-SERVICES -s 127.0.0.0/8 -j RETURN
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j MARK --set-xmark 0x80000000/0x80000000
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-LOAD-BALANCER-LOCAL dst,dst -j ACCEPT
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-LOAD-BALANCER dst,dst -j MARK --set-xmark 0x80000000/0x80000000
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-LOAD-BALANCER dst,dst -j ACCEPT
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-EXTERNAL-IP-LOCAL dst,dst -j ACCEPT
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-EXTERNAL-IP dst,dst -j MARK --set-xmark 0x80000000/0x80000000
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-EXTERNAL-IP dst,dst -j ACCEPT
+    -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-NODE-PORT-LOCAL-ADDRESS dst,dst -j ACCEPT
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-NODE-PORT-ADDRESS dst,dst -j MARK --set-xmark 0x80000000/0x80000000
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-NODE-PORT-ADDRESS dst,dst -j ACCEPT
     -t filter -A KUBE-IPVS-FORWARD -m mark --mark 0x80000000/0x80000000 -j ACCEPT
     -t filter -A KUBE-IPVS-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+    -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-LOAD-BALANCER-FW dst,dst -j KUBE-IPVS-SOURCE-RANGES
+    -t filter -A KUBE-IPVS-INPUT -m conntrack --ctstate NEW -m set --match-set KUBE-NO-LOCAL-ENDPOINT dst,dst -m mark ! --mark 0x80000000/0x80000000 -j DROP
     -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-CLUSTER-IP dst,dst -j RETURN
+    -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-LOAD-BALANCER dst,dst -j RETURN
+    -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-EXTERNAL-IP dst,dst -j RETURN
+    -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-EXTERNAL-IP-LOCAL dst,dst -j RETURN
+    -t filter -A KUBE-IPVS-INPUT -m set --match-set KUBE-HEALTH-CHECK-ADDRESS dst,dst -j RETURN
     -t filter -A KUBE-IPVS-INPUT -p icmp -m icmp --icmp-type 8 -j RETURN
     -t filter -A KUBE-IPVS-INPUT -p icmp -m icmp --icmp-type 3 -j RETURN
     -t filter -A KUBE-IPVS-INPUT -p icmp -m icmp --icmp-type 11 -j RETURN
     -t filter -A KUBE-IPVS-INPUT -p icmp -m icmp --icmp-type 12 -j RETURN
     -t filter -A KUBE-IPVS-INPUT -m conntrack --ctstate NEW -m set --match-set KUBE-IPVS-IPS dst -j REJECT --reject-with icmp-port-unreachable
+    -t filter -A KUBE-IPVS-SOURCE-RANGES -m set --match-set KUBE-LOAD-BALANCER-SOURCE-CIDR dst,dst,src -j RETURN
+    -t filter -A KUBE-IPVS-SOURCE-RANGES -j DROP
     ");
 }
 
