@@ -1,6 +1,5 @@
 //! What the deciding crates cost, without a kernel. `README.md` beside this file says what each number means.
 
-#![expect(missing_docs, reason = "criterion's macros make public functions")]
 #![expect(clippy::unwrap_used, reason = "a benchmark stops where it fails")]
 
 use std::hint::black_box;
