@@ -1,6 +1,7 @@
 //! Carrying a plan out, stage by stage.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use model::{Family, VirtualServerKey};
 use plan::{Plan, Stage, Step};
@@ -14,6 +15,8 @@ struct Setbacks {
     rules: BTreeSet<Family>,
     /// Virtual servers that are not as they should be.
     servers: BTreeSet<VirtualServerKey>,
+    /// Addresses that are not bound as they should be.
+    vips: BTreeSet<IpAddr>,
     /// It is not known what a socket that failed has done.
     unknown: bool,
 }
@@ -66,6 +69,7 @@ impl Setbacks {
         match step {
             Step::CreateSet { set, .. } | Step::GrowSet { set, .. } => self.rules.extend([set.family]),
             Step::ChangeRules(family, _) => self.rules.extend([*family]),
+            Step::BindVip { vip, .. } => self.vips.extend([vip.address]),
             _ => self.servers.extend(step.virtual_server()),
         }
         self.unknown |= error.errno().is_none();
@@ -82,9 +86,9 @@ impl Setbacks {
             },
             // Those that were to take over may not be there.
             Stage::RealServers => self.unknown || step.virtual_server().is_some_and(|key| self.servers.contains(&key)),
-            Stage::UnbindVips | Stage::RemoveVirtualServers | Stage::RemoveRules | Stage::RemoveMembers | Stage::DestroySets => {
-                self.unknown
-            }
+            // It may be bound by other means until then, and is better off so than not at all.
+            Stage::UnbindVips => self.unknown || matches!(step, Step::UnbindVip(vip) if self.vips.contains(&vip.address)),
+            Stage::RemoveVirtualServers | Stage::RemoveRules | Stage::RemoveMembers | Stage::DestroySets => self.unknown,
         }
     }
 }

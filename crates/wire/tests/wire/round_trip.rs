@@ -226,7 +226,7 @@ proptest! {
     #[test]
     fn a_local_route(route in local_route()) {
         for (kind, write) in
-            [(24, rtnl::add_local_route as fn(&mut _, _, &_) -> _), (24, rtnl::replace_local_route), (25, rtnl::del_local_route)]
+            [(24, rtnl::add_local_route as fn(&mut _, _, &_) -> _), (24, rtnl::prepend_local_route), (24, rtnl::replace_local_route), (25, rtnl::del_local_route)]
         {
             let read = known(through(kind, |batch, seq| write(batch, seq, &route), rtnl::parse_route));
             prop_assert_eq!(read.ours(), Some(route));
