@@ -185,6 +185,7 @@ fn k2_what_others_do_to_what_is_ours_is_repaired() {
             "ip6tables -w -t nat -D POSTROUTING -j KUBE-IPVS-POSTROUTING",
             "ip route del local 10.96.0.10 dev kube-ipvs0 table local",
             "ip -6 route flush table local proto 71",
+            "ip address add 192.0.2.1/32 dev kube-ipvs0",
             "ip link set kube-ipvs0 down",
             "ip link del kube-ipvs0",
         ] {
@@ -200,7 +201,7 @@ fn k2_what_others_do_to_what_is_ours_is_repaired() {
     });
 }
 
-/// The device tells when it goes, so nobody has to wait for the audit.
+/// The device tells when it goes, so nobody has to wait for the audit. With its last IPv4 address go, in Linux, all of its IPv4 routes.
 #[test]
 fn g4_a_lost_device_is_made_again_without_waiting_for_the_audit() {
     World::test(|world| {
@@ -208,8 +209,12 @@ fn g4_a_lost_device_is_made_again_without_waiting_for_the_audit() {
         let client = world.pod("client", On::Node)?;
         world.write("web.yaml", &format!("{}{}{}", node(), service(), slices("web", &[&a])))?;
         let _agent = started(world, &["--audit-period", "1h"])?;
-        for damage in ["ip link del kube-ipvs0", "ip link set kube-ipvs0 down"] {
-            world.node().exec(&damage.split(' ').collect::<Vec<_>>())?;
+        for damage in [
+            "ip link del kube-ipvs0",
+            "ip link set kube-ipvs0 down",
+            "ip address add 192.0.2.1/24 dev kube-ipvs0 && ip address flush dev kube-ipvs0",
+        ] {
+            world.node().exec(&["sh", "-c", damage])?;
             for family in Family::ALL {
                 eventually(PATIENCE, || answers(client.call_with(Protocol::Tcp, &target(vip(family, 10), 80), &[])?))
                     .with_context(|| format!("{damage}, {family:?}"))?;

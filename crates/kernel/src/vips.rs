@@ -72,6 +72,13 @@ impl Vips {
         Ok(addresses.iter().filter(|address| address.is_usable()).filter_map(named).collect())
     }
 
+    /// Whether our device is among `links` and has no IPv4 address.
+    pub(crate) fn is_bare(&mut self, links: &BTreeSet<u32>) -> Result<bool, Error> {
+        let Some(device) = self.device()?.filter(|device| links.contains(&device.index)) else { return Ok(false) };
+        let addresses = self.addresses(Some(device.index))?;
+        Ok(!addresses.iter().any(|address| address.link == device.index && address.address.is_ipv4()))
+    }
+
     /// Our routes of a family on our device.
     fn routes(&mut self, family: Family, device: u32) -> Result<Vec<LocalRoute>, Error> {
         let filter = RouteFilter { family, protocol: Some(rtnl::PROTOCOL), link: Some(device) };
