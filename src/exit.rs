@@ -26,7 +26,7 @@ Exit codes:
   1  failed
   2  a flag, file or kubeconfig is invalid
   3  the node lacks IPVS, ipset or iptables
-  4  a capability is missing (CAP_NET_ADMIN)
+  4  a capability is missing (CAP_NET_ADMIN, and for run CAP_NET_RAW)
   5  run --once: some objects were refused or could not be read";
 }
 

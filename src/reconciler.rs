@@ -77,8 +77,8 @@ struct Reconciler {
     prepared: bool,
     /// Whether everything that exists has been listed.
     complete: bool,
-    /// What the kernel did not take since the last observation, and why.
-    refused: BTreeMap<(Option<VirtualServerKey>, String), String>,
+    /// What the kernel did not take since the last observation, and why: by virtual server if it is about one, then by step.
+    refused: BTreeMap<Option<VirtualServerKey>, BTreeMap<String, String>>,
     next_audit: Instant,
     /// The wait before the next observation after a failure. Doubles up to the audit period.
     retry: Duration,
@@ -306,7 +306,8 @@ impl Reconciler {
             info!(?pass, steps, undone, elapsed = ?begun.elapsed(), "changed the kernel's state");
         }
         if self.complete {
-            let outcome = self.refused.iter().next().map_or(Ok(()), |((_, step), why)| Err(format!("could not {step}: {why}")));
+            let outcome =
+                self.refused.values().flatten().next().map_or(Ok(()), |(step, why)| Err(format!("could not {step}: {why}")));
             self.health.send_modify(|health| health.note(Instant::now(), outcome));
         }
     }
@@ -314,13 +315,13 @@ impl Reconciler {
     /// Remembers and reports what was refused, and forgets what was refused before of what this plan was about.
     fn note(&mut self, plan: &Plan, report: &Report) {
         for key in plan.steps().filter_map(Step::virtual_server) {
-            self.refused.retain(|(of, _), _| *of != Some(key));
+            self.refused.remove(&Some(key));
         }
         for Failure { step, error } in &report.failures {
             let key = step.virtual_server();
             let service = key.and_then(|key| self.ledger.owner(&key)).map(|owner| owner.to_string());
             warn!(%step, service, %error, "a step was refused");
-            self.refused.insert((key, step.to_string()), error.to_string());
+            self.refused.entry(key).or_default().insert(step.to_string(), error.to_string());
         }
     }
 
@@ -339,7 +340,7 @@ impl Reconciler {
     }
 
     fn count_objects(&self) {
-        let refused = i64::try_from(self.refused.len()).unwrap_or(i64::MAX);
+        let refused = i64::try_from(self.refused.values().map(BTreeMap::len).sum::<usize>()).unwrap_or(i64::MAX);
         self.metrics.refused.set(refused);
         let Some(observed) = &self.observed else { return };
         let count = |kind: &str, number: usize| {

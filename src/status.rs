@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
@@ -109,9 +109,6 @@ fn print_virtual_server(out: &mut impl Write, listing: &Listing, name: Option<&s
 /// The `Flags` column, with a space before each.
 fn flags(config: &VirtualServerConfig, family: Family) -> String {
     let mut text = String::new();
-    if config.flags.contains(Flags::ONE_PACKET) {
-        text.push_str(" ops");
-    }
     let of_scheduler: Vec<_> = [(Flags::SCHED_1, 1), (Flags::SCHED_2, 2), (Flags::SCHED_3, 3)]
         .into_iter()
         .filter(|(flag, _)| config.flags.contains(*flag))
@@ -127,10 +124,21 @@ fn flags(config: &VirtualServerConfig, family: Family) -> String {
     if let Some(seconds) = config.persistence {
         text.push_str(&format!(" persistent {seconds}"));
         if config.granularity != family.bits() {
-            text.push_str(&format!(" mask /{}", config.granularity));
+            text.push_str(&format!(" mask {}", mask(family, config.granularity)));
         }
     }
+    if config.flags.contains(Flags::ONE_PACKET) {
+        text.push_str(" ops");
+    }
     text
+}
+
+/// As ipvsadm prints it: a netmask for IPv4, the length of a prefix for IPv6.
+fn mask(family: Family, bits: u8) -> String {
+    match family {
+        Family::V4 => Ipv4Addr::from_bits(u32::MAX.checked_shl(32 - u32::from(bits.min(32))).unwrap_or(0)).to_string(),
+        Family::V6 => bits.to_string(),
+    }
 }
 
 /// The table as `-o json` prints it. Field names are part of the interface.

@@ -11,6 +11,8 @@ use std::process::{Command, Stdio};
 use std::{fs, io};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_kube-ipvs");
+/// What `setpriv` calls `CAP_NET_ADMIN`.
+const NET_ADMIN: &str = "net_admin";
 const README: &str = include_str!("../README.md");
 
 /// How a run of the program ended, and what it wrote.
@@ -62,15 +64,15 @@ fn kube_ipvs_in_namespace(arguments: &[&str]) -> (Ended, bool) {
     (ended, has_ipvs)
 }
 
-/// The same, without `CAP_NET_ADMIN`.
-fn kube_ipvs_without_capability(arguments: &[&str]) -> Ended {
+/// The same, without the capability called `missing`.
+fn kube_ipvs_without(missing: &str, arguments: &[&str]) -> Ended {
     // A user who is not root has none to begin with.
     if !is_root() {
         return kube_ipvs(arguments);
     }
     // Root gets what is in either of these sets when a program is executed (capabilities(7)).
     let mut command = Command::new("setpriv");
-    command.args(["--inh-caps=-net_admin", "--bounding-set=-net_admin", PROGRAM]);
+    command.args([&format!("--inh-caps=-{missing}"), &format!("--bounding-set=-{missing}"), PROGRAM]);
     Ended::run(command.args(arguments))
 }
 
@@ -222,7 +224,7 @@ fn kube_proxys_names_of_flags_work() {
 #[test]
 fn manifests_that_are_not_there_are_named_even_where_nothing_else_would_work() {
     let missing = directory().path().join("missing");
-    let ended = kube_ipvs_without_capability(&["run", "--manifests", text(&missing)]);
+    let ended = kube_ipvs_without(NET_ADMIN, &["run", "--manifests", text(&missing)]);
     ended.expect(2, &["--manifests", text(&missing), "No such file or directory", ".yaml"]);
 }
 
@@ -247,23 +249,33 @@ fn a_kubeconfig_that_cannot_be_used_is_named_with_the_reason() {
         ("no-cluster", "cluster"),
     ] {
         let path = path(name);
-        kube_ipvs_without_capability(&["run", "--kubeconfig", text(&path)]).expect(2, &["kubeconfig", text(&path), reason]);
+        kube_ipvs_without(NET_ADMIN, &["run", "--kubeconfig", text(&path)]).expect(2, &["kubeconfig", text(&path), reason]);
     }
 }
 
 #[test]
 fn without_a_source_outside_of_a_cluster_both_sources_are_offered() {
-    kube_ipvs_without_capability(&["run"]).expect(2, &["--kubeconfig PATH", "--manifests PATH"]);
+    kube_ipvs_without(NET_ADMIN, &["run"]).expect(2, &["--kubeconfig PATH", "--manifests PATH"]);
 }
 
 #[test]
 fn a_missing_capability_has_a_code_of_its_own() {
     let remedy = ["CAP_NET_ADMIN", "run as root, or add NET_ADMIN to the container's capabilities"];
     let directory = directory();
-    kube_ipvs_without_capability(&["run", "--manifests", text(directory.path())]).expect(4, &remedy);
-    let status = kube_ipvs_without_capability(&["status"]);
+    kube_ipvs_without(NET_ADMIN, &["run", "--manifests", text(directory.path())]).expect(4, &remedy);
+    let status = kube_ipvs_without(NET_ADMIN, &["status"]);
     status.expect(4, &remedy);
     assert_eq!(status.stdout, "", "no half of a table");
+}
+
+#[test]
+fn the_capability_that_iptables_needs_is_missed_before_iptables_is() {
+    let directory = directory();
+    let ended = kube_ipvs_without("net_raw", &["run", "--manifests", text(directory.path())]);
+    ended.expect(4, &["this process lacks the capability"]);
+    if is_root() {
+        ended.expect(4, &["CAP_NET_RAW", "add NET_RAW to the container's capabilities"]);
+    }
 }
 
 /// A kernel either has IPVS or it does not; where these tests run is not theirs to choose, and in both cases there is a right answer.

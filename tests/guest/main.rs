@@ -3,6 +3,13 @@
 //! Each test has a world of network namespaces of its own ([`testkit::World`]), so all run side by side in one boot. What a test reads must be compiled
 //! in (`include_str!`): the repository is not in the guest.
 
+mod binding;
+mod changes;
+mod cluster;
 mod drain;
+mod foreign;
 mod policies;
+mod status;
+mod support;
+mod traffic;
 mod world;

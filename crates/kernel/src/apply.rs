@@ -1,6 +1,7 @@
 //! Carrying a plan out, stage by stage.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use model::{Family, Member, VirtualServerKey};
 use plan::{Plan, Stage, Step};
@@ -16,6 +17,8 @@ struct Setbacks {
     servers: BTreeSet<VirtualServerKey>,
     /// Virtual servers that are to be restricted, and may not be.
     unrestricted: BTreeSet<VirtualServerKey>,
+    /// Addresses that are not bound as they should be.
+    vips: BTreeSet<IpAddr>,
     /// It is not known what a socket that failed has done.
     unknown: bool,
 }
@@ -80,9 +83,10 @@ impl Setbacks {
             }
             Step::CreateSet { set, .. } | Step::GrowSet { set, .. } => self.rules.extend([set.family]),
             Step::ChangeRules(family, _) => self.rules.extend([*family]),
+            Step::BindVip { vip, .. } => self.vips.extend([vip.address]),
             _ => self.servers.extend(step.virtual_server()),
         }
-        self.unknown |= error.errno().is_none();
+        self.unknown |= error.is_breakdown();
     }
 
     /// Whether a step must not be taken after what failed.
@@ -100,8 +104,9 @@ impl Setbacks {
             },
             // Those that were to take over may not be there.
             Stage::RealServers => self.unknown || step.virtual_server().is_some_and(|key| self.servers.contains(&key)),
-            Stage::UnbindVips
-            | Stage::RemoveVirtualServers
+            // It may be bound by other means until then, and is better off so than not at all.
+            Stage::UnbindVips => self.unknown || matches!(step, Step::UnbindVip(vip) if self.vips.contains(&vip.address)),
+            Stage::RemoveVirtualServers
             | Stage::RemoveRules
             | Stage::LiftRestrictions
             | Stage::RemoveMembers

@@ -120,6 +120,11 @@ impl Error {
         matches!(self.cause, Cause::Tool { missing: true, .. })
     }
 
+    /// Whether the way to the kernel broke down, so that nothing is known of what else went the same way.
+    pub(crate) const fn is_breakdown(&self) -> bool {
+        matches!(self.cause, Cause::Io(_) | Cause::Malformed(_) | Cause::Interrupted)
+    }
+
     /// Whether it is not known what the kernel did: answers were lost or could not be read, and only an observation can tell.
     #[must_use]
     pub fn leaves_state_unknown(&self) -> bool {

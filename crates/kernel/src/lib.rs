@@ -45,6 +45,7 @@ pub use rules::Flavour;
 pub use vips::Vips;
 
 use ipvs::Ipvs;
+use preflight::Capability;
 
 /// The kernel of this network namespace: its IPVS table, ipsets, VIPs and packet rules.
 pub struct Kernel {
@@ -59,9 +60,10 @@ impl Kernel {
     /// Opens the kernel for `families`. Changes nothing, apart from having the IPVS module loaded.
     ///
     /// # Errors
-    /// When the process lacks `CAP_NET_ADMIN`, or the node lacks IPVS, ipset or iptables; the error says which, and the remedy.
+    /// When the process lacks `CAP_NET_ADMIN` or `CAP_NET_RAW`, or the node lacks IPVS, ipset or iptables; the error says which, and the remedy.
     pub fn open(families: &BTreeSet<Family>) -> Result<Self, Error> {
-        preflight::check_capability()?;
+        Capability::NetAdmin.check()?;
+        Capability::NetRaw.check()?;
         Ok(Self {
             ipvs: Ipvs::open()?,
             ipset: Ipset::open()?,
@@ -132,6 +134,6 @@ impl Kernel {
 /// # Errors
 /// When the process lacks `CAP_NET_ADMIN`, or the kernel has no IPVS, or the table cannot be read in full.
 pub fn read_table() -> Result<Table, Error> {
-    preflight::check_capability()?;
+    Capability::NetAdmin.check()?;
     Ipvs::open()?.table()
 }

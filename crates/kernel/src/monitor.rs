@@ -1,5 +1,6 @@
 //! Notifications of links and addresses that come and go.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::thread;
 use std::time::Duration;
@@ -7,7 +8,9 @@ use std::time::Duration;
 use model::DEVICE;
 use neli::consts::socket::NlFamily;
 use neli::utils::Groups;
-use wire::rtnl::{GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS, GROUP_LINK, RTM_DELLINK, RTM_NEWLINK, parse_link};
+use wire::rtnl::{
+    GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS, GROUP_LINK, RTM_DELADDR, RTM_DELLINK, RTM_NEWLINK, parse_address, parse_link,
+};
 use wire::{Body, Messages};
 
 use crate::Error;
@@ -26,7 +29,7 @@ pub struct Monitor {
 /// What happened. A notice says that something may be different, never what is: that is for a reading to say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Notice {
-    /// The device that VIPs are bound to has gone or is down, and with it what was bound to it.
+    /// The device that VIPs are bound to has gone, is down or has lost its last IPv4 address, and with it what was bound to it.
     pub device: bool,
 }
 
@@ -46,15 +49,16 @@ impl Monitor {
     /// # Errors
     /// When notifications were lost. What they would have said is for a reading to find out.
     pub fn wait(&mut self, settle: Duration) -> Result<Notice, Error> {
-        let mut notice = Notice::default();
+        let mut seen = Seen::default();
         self.notifications.wait_for_answers()?;
-        read(self.notifications.receive()?, &mut notice)?;
+        seen.read(self.notifications.receive()?)?;
         thread::sleep(settle);
         self.notifications.do_not_wait()?;
         while let Some(received) = self.notifications.receive_if_any()? {
-            read(received, &mut notice)?;
+            seen.read(received)?;
         }
-        Ok(notice)
+        // Linux takes all IPv4 routes of a device along with its last IPv4 address (`fib_disable_ip`).
+        Ok(Notice { device: seen.device || (!seen.bare.is_empty() && self.vips.is_bare(&seen.bare)?) })
     }
 
     /// The addresses of all interfaces as they are now, each with its interface's name. IPv6 addresses that the node cannot speak from
@@ -67,14 +71,33 @@ impl Monitor {
     }
 }
 
-fn read(received: &[u8], notice: &mut Notice) -> Result<(), Error> {
-    for message in Messages::new(received) {
-        let message = message.map_err(|error| Error::malformed("a notification", error))?;
-        let Body::Data(payload) = message.body else { continue };
-        if matches!(message.kind, RTM_NEWLINK | RTM_DELLINK) {
-            let link = parse_link(payload).map_err(|error| Error::malformed("a notification", error))?;
-            notice.device |= link.name == DEVICE && (message.kind == RTM_DELLINK || !link.is_up());
+/// What notifications have said.
+#[derive(Default)]
+struct Seen {
+    /// Our device has gone or is down.
+    device: bool,
+    /// The links that have lost an IPv4 address.
+    bare: BTreeSet<u32>,
+}
+
+impl Seen {
+    fn read(&mut self, received: &[u8]) -> Result<(), Error> {
+        let malformed = |error| Error::malformed("a notification", error);
+        for message in Messages::new(received) {
+            let message = message.map_err(malformed)?;
+            let Body::Data(payload) = message.body else { continue };
+            match message.kind {
+                RTM_NEWLINK | RTM_DELLINK => {
+                    let link = parse_link(payload).map_err(malformed)?;
+                    self.device |= link.name == DEVICE && (message.kind == RTM_DELLINK || !link.is_up());
+                }
+                RTM_DELADDR => {
+                    let address = parse_address(payload).map_err(malformed)?.known();
+                    self.bare.extend(address.filter(|address| address.address.is_ipv4()).map(|address| address.link));
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
-    Ok(())
 }

@@ -8,18 +8,42 @@ use model::Family;
 
 use crate::Error;
 
-/// `CAP_NET_ADMIN` (include/uapi/linux/capability.h).
-const CAP_NET_ADMIN: u32 = 12;
+/// A capability that something here does not work without.
+#[derive(Clone, Copy)]
+pub(crate) enum Capability {
+    /// `CAP_NET_ADMIN`: to change the network.
+    NetAdmin,
+    /// `CAP_NET_RAW`: iptables asks the kernel about tables and sets through a raw socket.
+    NetRaw,
+}
 
-/// Fails when the process may not change the network.
-pub(crate) fn check_capability() -> Result<(), Error> {
-    match fs::read_to_string("/proc/self/status").ok().as_deref().and_then(effective_capabilities) {
-        Some(effective) if effective >> CAP_NET_ADMIN & 1 == 0 => Err(Error::denied(
-            "CAP_NET_ADMIN",
-            "this process lacks the capability: run as root, or add NET_ADMIN to the container's capabilities",
-        )),
-        // Without /proc the kernel's own answers have to do.
-        _ => Ok(()),
+impl Capability {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::NetAdmin => "NET_ADMIN",
+            Self::NetRaw => "NET_RAW",
+        }
+    }
+
+    /// Its bit (include/uapi/linux/capability.h).
+    const fn bit(self) -> u32 {
+        match self {
+            Self::NetAdmin => 12,
+            Self::NetRaw => 13,
+        }
+    }
+
+    /// Fails when the process does not have it.
+    pub(crate) fn check(self) -> Result<(), Error> {
+        let name = self.name();
+        match fs::read_to_string("/proc/self/status").ok().as_deref().and_then(effective_capabilities) {
+            Some(effective) if effective >> self.bit() & 1 == 0 => Err(Error::denied(
+                format!("CAP_{name}"),
+                format!("this process lacks the capability: run as root, or add {name} to the container's capabilities"),
+            )),
+            // Without /proc the kernel's own answers have to do.
+            _ => Ok(()),
+        }
     }
 }
 
@@ -44,7 +68,7 @@ mod tests {
     #[test]
     fn capabilities_are_read_from_the_status_file() {
         let status = "Name:\tkube-ipvs\nCapPrm:\t0000000000000000\nCapEff:\t0000000000001000\nCapBnd:\t000001ffffffffff\n";
-        assert_eq!(effective_capabilities(status), Some(1 << CAP_NET_ADMIN));
+        assert_eq!(effective_capabilities(status), Some(1 << Capability::NetAdmin.bit()));
         assert_eq!(effective_capabilities("Name:\tkube-ipvs\n"), None);
         assert_eq!(effective_capabilities("CapEff:\tlots\n"), None);
     }

@@ -40,21 +40,8 @@ impl Vips {
         let mut vips = BTreeMap::new();
         let Some(device) = self.device()? else { return Ok(vips) };
         for family in families {
-            let filter = RouteFilter { family: *family, protocol: Some(rtnl::PROTOCOL), link: Some(device.index) };
-            let routes = self.socket.dump(
-                "listing VIP routes",
-                |batch, seq| rtnl::get_routes(batch, seq, filter),
-                |routes: &mut Vec<LocalRoute>, _, payload| {
-                    // Kernels before 4.20 do not filter.
-                    routes.extend(rtnl::parse_route(payload)?.known().as_ref().and_then(Route::ours));
-                    Ok(())
-                },
-            )?;
             vips.extend(
-                routes
-                    .iter()
-                    .filter(|route| route.link == device.index)
-                    .map(|route| (Vip::new(route.address, Via::Route), route.source)),
+                self.routes(*family, device.index)?.iter().map(|route| (Vip::new(route.address, Via::Route), route.source)),
             );
         }
         let of_ours =
@@ -85,6 +72,28 @@ impl Vips {
         Ok(addresses.iter().filter(|address| address.is_usable()).filter_map(named).collect())
     }
 
+    /// Whether our device is among `links` and has no IPv4 address.
+    pub(crate) fn is_bare(&mut self, links: &BTreeSet<u32>) -> Result<bool, Error> {
+        let Some(device) = self.device()?.filter(|device| links.contains(&device.index)) else { return Ok(false) };
+        let addresses = self.addresses(Some(device.index))?;
+        Ok(!addresses.iter().any(|address| address.link == device.index && address.address.is_ipv4()))
+    }
+
+    /// Our routes of a family on our device.
+    fn routes(&mut self, family: Family, device: u32) -> Result<Vec<LocalRoute>, Error> {
+        let filter = RouteFilter { family, protocol: Some(rtnl::PROTOCOL), link: Some(device) };
+        let routes = self.socket.dump(
+            "listing VIP routes",
+            |batch, seq| rtnl::get_routes(batch, seq, filter),
+            |routes: &mut Vec<LocalRoute>, _, payload| {
+                // Kernels before 4.20 do not filter.
+                routes.extend(rtnl::parse_route(payload)?.known().as_ref().and_then(Route::ours));
+                Ok(())
+            },
+        )?;
+        Ok(routes.into_iter().filter(|route| route.link == device).collect())
+    }
+
     fn addresses(&mut self, link: Option<u32>) -> Result<Vec<Address>, Error> {
         self.socket.dump(
             "listing addresses",
@@ -103,43 +112,99 @@ impl Vips {
             Ok(Some(device)) => device,
             // Without the device there is nothing to unbind.
             Ok(None) => return,
-            Err(error) => {
-                // One cause, so one report; the other steps are as undone.
-                let mut error = Some(error);
-                for (index, step) in steps {
-                    match error.take() {
-                        Some(error) => report.fail(*index, (*step).clone(), error),
-                        None => report.leave(*index),
-                    }
-                }
-                return;
-            }
+            Err(error) => return fail_all(steps, error, report),
+        };
+        let at_stake = match self.routes_at_stake(device.index, steps) {
+            Ok(routes) => routes,
+            Err(error) => return fail_all(steps, error, report),
         };
         let mut pipeline = Pipeline::new(&mut self.socket, refused);
         for (index, step) in steps {
             match step {
-                Step::BindVip { vip, source } => pipeline.push(*index, |batch, seq| bind(batch, seq, device.index, *vip, *source)),
+                Step::BindVip { vip, source } => {
+                    pipeline.push(Some(*index), |batch, seq| bind(batch, seq, device.index, *vip, *source));
+                }
                 Step::RebindVip { vip, source } => {
                     let route = LocalRoute { address: vip.address, link: device.index, source: *source };
-                    pipeline.push(*index, |batch, seq| rtnl::replace_local_route(batch, seq, &route));
+                    pipeline.push(Some(*index), |batch, seq| rtnl::replace_local_route(batch, seq, &route));
                 }
-                Step::UnbindVip(vip) => pipeline.push(*index, |batch, seq| unbind(batch, seq, device.index, *vip)),
+                Step::UnbindVip(vip) => pipeline.push(Some(*index), |batch, seq| unbind(batch, seq, device.index, *vip)),
                 _ => {}
             }
         }
+        for route in &at_stake {
+            pipeline.push(None, |batch, seq| rtnl::add_local_route(batch, seq, route));
+        }
         let Outcome { failures, broken } = pipeline.finish();
-        let step_at = |index: usize| step_at(steps, index).cloned();
+        let mut taken = Vec::new();
         for (index, error) in failures {
-            match step_at(index) {
+            // A route that was at stake is still there, or an audit will find it missing.
+            let Some(index) = index else { continue };
+            match step_at(steps, index) {
                 // What was to be unbound is not bound: that is what was wanted.
                 Some(Step::UnbindVip(_)) if error.is_gone() => {}
-                Some(step) => report.fail(index, step, error),
+                Some(Step::BindVip { vip: Vip { via: Via::Route, .. }, .. }) if error.already_exists() => {
+                    taken.push((index, error));
+                }
+                Some(step) => report.fail(index, step.clone(), error),
                 None => {}
             }
         }
+        let broken = broken.or(if taken.is_empty() { None } else { self.bind_beside(device.index, taken, steps, report) });
         if let (Some(error), Some((index, step))) = (broken, steps.first()) {
             report.fail(*index, (*step).clone(), error);
         }
+    }
+
+    /// The routes to make again when `steps` have been carried out: with the last IPv4 address of a device Linux takes all IPv4 routes of
+    /// the device along (`fib_disable_ip`).
+    fn routes_at_stake(&mut self, device: u32, steps: &[(usize, &Step)]) -> Result<Vec<LocalRoute>, Error> {
+        let unbound: BTreeSet<Vip> = steps
+            .iter()
+            .filter_map(|(_, step)| match step {
+                Step::UnbindVip(vip) => Some(*vip),
+                _ => None,
+            })
+            .collect();
+        if !unbound.iter().any(|vip| vip.via == Via::Address && vip.family() == Family::V4) {
+            return Ok(Vec::new());
+        }
+        let mut routes = self.routes(Family::V4, device)?;
+        routes.retain(|route| !unbound.contains(&Vip::new(route.address, Via::Route)));
+        Ok(routes)
+    }
+
+    /// Binds as a route what is still bound as an address: in IPv4 the kernel's own route to that address is in the way of another. A
+    /// route that belongs to another device's address stays alone. Returns what made the socket fail.
+    fn bind_beside(
+        &mut self,
+        device: u32,
+        taken: Vec<(usize, Error)>,
+        steps: &[(usize, &Step)],
+        report: &mut Report,
+    ) -> Option<Error> {
+        let bound: BTreeSet<IpAddr> = match self.addresses(Some(device)) {
+            Ok(addresses) => addresses.iter().filter(|address| address.link == device).map(|address| address.address).collect(),
+            Err(error) => return Some(error),
+        };
+        let mut pipeline = Pipeline::new(&mut self.socket, refused);
+        for (index, error) in taken {
+            let Some(step) = step_at(steps, index) else { continue };
+            match step {
+                Step::BindVip { vip, source } if bound.contains(&vip.address) => {
+                    let route = LocalRoute { address: vip.address, link: device, source: *source };
+                    pipeline.push(index, |batch, seq| rtnl::prepend_local_route(batch, seq, &route));
+                }
+                _ => report.fail(index, step.clone(), error),
+            }
+        }
+        let Outcome { failures, broken } = pipeline.finish();
+        for (index, error) in failures {
+            if let Some(step) = step_at(steps, index) {
+                report.fail(index, step.clone(), error);
+            }
+        }
+        broken
     }
 
     /// Our device, made if it is not there and set up if it is down: IPv6 routes need that.
@@ -180,6 +245,17 @@ impl Vips {
         let seq = self.socket.next_seq();
         write(&mut batch, seq).map_err(|error| Error::malformed(DEVICE, error))?;
         self.socket.execute(&mut batch, seq..=seq)?.first().map_or(Ok(()), |refusal| Err(refused(refusal)))
+    }
+}
+
+/// One cause, so one report; the other steps are as undone.
+fn fail_all(steps: &[(usize, &Step)], error: Error, report: &mut Report) {
+    let mut error = Some(error);
+    for (index, step) in steps {
+        match error.take() {
+            Some(error) => report.fail(*index, (*step).clone(), error),
+            None => report.leave(*index),
+        }
     }
 }
 

@@ -22,6 +22,7 @@
 
 mod counters;
 mod family;
+mod flow;
 mod rules;
 mod scheduler;
 mod set;
@@ -31,6 +32,7 @@ mod virtual_server;
 
 pub use counters::{RealServerCounters, TrafficCounters};
 pub use family::{Family, Protocol};
+pub use flow::{Direction, Flow};
 pub use rules::{Chain, Jump, Rules, Table};
 pub use scheduler::{InvalidScheduler, Scheduler};
 pub use set::{Member, Role, Set, SetKind, SetState};

@@ -1,5 +1,5 @@
-//! This crate turns messages into bytes and bytes into messages: generic netlink for IPVS, nfnetlink for ipset, rtnetlink for links,
-//! addresses and routes.
+//! This crate turns messages into bytes and bytes into messages: generic netlink for IPVS, nfnetlink for ipset and connection tracking,
+//! rtnetlink for links, addresses and routes.
 //!
 //! It does no I/O. A request is appended to a [`Batch`], whose bytes go into one `send`; what `recv` returns goes through [`Messages`],
 //! and each message's payload through the `parse_` function of its kind. `kernel` owns the sockets and calls both sides; `model` has
@@ -24,6 +24,7 @@
 //! | entry of a set (`IPSET_ATTR_DATA`) | [member](model::Member) |
 //! | `maxelem` | [`capacity`](model::SetState::capacity) |
 //! | local route or address on `kube-ipvs0` | [VIP](model::Vip) |
+//! | entry of connection tracking, its two tuples | [flow](model::Flow), its [directions](model::Direction) |
 //!
 //! # Trust
 //!
@@ -59,6 +60,7 @@ mod error;
 mod reader;
 mod writer;
 
+pub mod conntrack;
 pub mod flags;
 pub mod genl;
 pub mod ipset;

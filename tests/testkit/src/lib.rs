@@ -23,6 +23,7 @@
 //! ```
 
 mod agent;
+pub mod conformance;
 mod eventually;
 pub mod manifest;
 mod netns;

@@ -12,7 +12,7 @@ pub use address::{del_address, get_addresses, new_address};
 pub use link::{Link, parse_link};
 pub use link::{del_link, get_link, get_links, new_dummy, set_up};
 pub use route::{LocalRoute, Route, RouteFilter, parse_route};
-pub use route::{add_local_route, del_local_route, get_route_to, get_routes, replace_local_route};
+pub use route::{add_local_route, del_local_route, get_route_to, get_routes, prepend_local_route, replace_local_route};
 
 /// Message type: a link that exists, or that came or changed.
 pub const RTM_NEWLINK: u16 = 16;

@@ -43,6 +43,15 @@ pub fn add_local_route(batch: &mut Batch, seq: u32, route: &LocalRoute) -> Resul
     write(batch, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, seq, route)
 }
 
+/// Adds a local route in front of one to the same address that is there already: `EEXIST` when that one is the same. Of such routes
+/// Linux takes the first (IPv4) or the one with the lowest metric (IPv6), and each goes by itself.
+///
+/// # Errors
+/// When address and source are of different families.
+pub fn prepend_local_route(batch: &mut Batch, seq: u32, route: &LocalRoute) -> Result<(), Malformed> {
+    write(batch, RTM_NEWROUTE, NLM_F_CREATE, seq, route)
+}
+
 /// Adds a local route or, in one step, puts it in the place of the route to the same address, whoever made that. The kernel's own
 /// route to an address that is bound to a link is such a route: do not use this on addresses that may be bound.
 ///

@@ -4,13 +4,13 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 
 use model::{
-    Family, Flags, ForwardingMethod, Member, Protocol, RealServer, RealServerCounters, RealServerKey, Scheduler, SetKind,
-    TrafficCounters, VirtualServerConfig, VirtualServerKey,
+    Direction, Family, Flags, Flow, ForwardingMethod, Member, Protocol, RealServer, RealServerCounters, RealServerKey, Scheduler,
+    SetKind, TrafficCounters, VirtualServerConfig, VirtualServerKey,
 };
 use wire::flags::{NLM_F_ACK, NLM_F_EXCL};
 use wire::ipset::{AdtList, ListScope};
 use wire::rtnl::{LocalRoute, RouteFilter};
-use wire::{Batch, Body, Malformed, genl, ipset, ipvs, rtnl};
+use wire::{Batch, Body, Decoded, Malformed, conntrack, genl, ipset, ipvs, rtnl};
 
 use crate::capture::{Recording, assert_same, assert_same_but, known, objects};
 
@@ -27,6 +27,10 @@ fn ipset_recording() -> Recording {
 
 fn rtnl_recording() -> Recording {
     Recording::parse(include_str!("../golden/rtnl.txt"))
+}
+
+fn conntrack_recording() -> Recording {
+    Recording::parse(include_str!("../golden/conntrack.txt"))
 }
 
 fn one(write: impl FnOnce(&mut Batch) -> Result<(), Malformed>) -> Batch {
@@ -547,9 +551,59 @@ fn listed_links_addresses_and_routes_are_what_ip_printed() {
     assert_eq!(routes("ip route get fd00::11")[0].source, Some(ip("fd00::10")));
 }
 
+/// The flow of a client whose packets to `frontend` go to `server`, which sees them come from `node`.
+fn udp_flow(client: &str, frontend: &str, server: &str, node: &str) -> Flow {
+    let direction = |from: &str, to: &str| Direction { source: from.parse().unwrap(), destination: to.parse().unwrap() };
+    Flow { protocol: Protocol::Udp, original: direction(client, frontend), reply: direction(server, node), zone: 0 }
+}
+
+fn recorded_flows() -> [Flow; 3] {
+    let v4 = udp_flow("10.244.1.5:5353", "10.96.0.10:53", "10.244.1.2:8053", "172.18.0.2:40000");
+    let v6 = udp_flow("[fd00:244::5]:5353", "[fd00:96::10]:53", "[fd00:244::2]:8053", "[fd00:18::2]:40000");
+    let zoned = udp_flow("10.244.1.6:5354", "10.96.0.10:53", "10.96.0.10:53", "10.244.1.6:5354");
+    [v4, v6, Flow { zone: 7, ..zoned }]
+}
+
+#[test]
+fn flows_are_listed_and_deleted_as_conntrack_does() {
+    let recording = conntrack_recording();
+    let [v4, v6, zoned] = recorded_flows();
+    for (line, flow) in [
+        ("conntrack -D -p udp -s 10.244.1.5 -d 10.96.0.10 --sport 5353 --dport 53", v4),
+        ("conntrack -D -f ipv6 -p udp -d fd00:96::10", v6),
+        ("conntrack -D -p udp -w 7", zoned),
+    ] {
+        let ours = one(|batch| conntrack::delete_entry(batch, 1, &conntrack::Entry { flow, id: None }));
+        let theirs = recording.sent(line, of_type(0x102));
+        // Status, timeout, mark and what follows a TCP sequence: conntrack repeats them, and the kernel does not look at them.
+        assert_same_but(&ours, theirs, NLM_F_ACK, 4, &[&[3], &[7], &[8], &[24, 1], &[24, 2], &[24, 3]]);
+    }
+    // Which protocol it wants, conntrack finds out by itself.
+    let line = "conntrack -L -f ipv6 -p udp";
+    let ours = one(|batch| conntrack::get_entries(batch, 1, Family::V6, Protocol::Udp));
+    let theirs = recording.sent(line, of_type(0x101));
+    assert_eq!((&ours.as_bytes()[4..8], &ours.as_bytes()[16..20]), (&theirs[4..8], &theirs[16..20]));
+}
+
+#[test]
+fn flows_are_read_as_conntrack_prints_them() {
+    let recording = conntrack_recording();
+    let messages = recording.received("conntrack -L -p udp");
+    let entries: Vec<_> = objects(&messages, 0x100).into_iter().map(|payload| conntrack::parse_entry(payload).unwrap()).collect();
+    let [v4, v6, zoned] = recorded_flows();
+    let foreign: Vec<_> = entries.iter().filter(|entry| matches!(entry, Decoded::Foreign(_))).collect();
+    let [Decoded::Foreign(foreign)] = foreign[..] else { panic!("{foreign:?}") };
+    assert_eq!(foreign.to_string(), "a conntrack entry with a zone for one direction");
+    let known: Vec<_> = entries.into_iter().filter_map(Decoded::known).collect();
+    let flows: Vec<_> = known.iter().map(|entry| entry.flow).collect();
+    let tcp = udp_flow("10.244.1.5:1000", "10.96.0.10:80", "10.96.0.10:80", "10.244.1.5:1000");
+    assert_eq!(flows, [Flow { protocol: Protocol::Tcp, ..tcp }, v6, v4, zoned]);
+    assert_eq!(known[2].id, Some(0xcbb2_bd5c));
+}
+
 #[test]
 fn everything_the_kernel_sent_can_be_read() {
-    let recordings = [ipvs_recording(), ipset_recording(), rtnl_recording()];
+    let recordings = [ipvs_recording(), ipset_recording(), rtnl_recording(), conntrack_recording()];
     let messages: usize = recordings
         .iter()
         .flat_map(Recording::all_received)

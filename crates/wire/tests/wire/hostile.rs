@@ -2,7 +2,7 @@
 
 use model::Family;
 use proptest::prelude::*;
-use wire::{Attributes, Batch, Body, Decoded, Messages, genl, ipset, ipvs, rtnl};
+use wire::{Attributes, Batch, Body, Decoded, Messages, conntrack, genl, ipset, ipvs, rtnl};
 
 use crate::capture::Recording;
 
@@ -39,14 +39,20 @@ fn read_payload(payload: &[u8]) -> usize {
         rtnl::parse_link(payload).is_ok(),
         rtnl::parse_address(payload).is_ok(),
         rtnl::parse_route(payload).is_ok(),
+        conntrack::parse_entry(payload).is_ok(),
         Attributes::new(payload, "anything").all(|attribute| attribute.is_ok()),
     ];
     known.into_iter().filter(|known| *known).count()
 }
 
-fn recordings() -> [Recording; 3] {
-    [include_str!("../golden/ipvs.txt"), include_str!("../golden/ipset.txt"), include_str!("../golden/rtnl.txt")]
-        .map(Recording::parse)
+fn recordings() -> [Recording; 4] {
+    [
+        include_str!("../golden/ipvs.txt"),
+        include_str!("../golden/ipset.txt"),
+        include_str!("../golden/rtnl.txt"),
+        include_str!("../golden/conntrack.txt"),
+    ]
+    .map(Recording::parse)
 }
 
 #[test]
@@ -157,6 +163,33 @@ fn what_the_model_has_no_words_for_is_foreign_and_no_error() {
     let dest: [(u16, &[u8]); 4] = [(1, &[10, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), (2, &port), (3, &tunnel), (4, &zero)];
     let Decoded::Foreign(foreign) = ipvs::parse_dest(&ipvs_object(5, 2, &dest), Family::V4).unwrap() else { unreachable!() };
     assert_eq!(foreign.to_string(), "the IPVS dest 10.0.0.2:80 of forwarding method 7");
+}
+
+#[test]
+fn a_conntrack_entry_without_ports_is_foreign_and_one_without_a_tuple_is_malformed() {
+    let entry = |protocol: u8, replied: bool| {
+        let mut batch = Batch::default();
+        let tuple = |tuple: &mut wire::Writer<'_>| {
+            tuple.nested(1, |addresses| {
+                addresses.bytes(1, &[10, 0, 0, 1]);
+                addresses.bytes(2, &[10, 0, 0, 2]);
+            });
+            tuple.nested(2, |proto| proto.u8(1, protocol));
+        };
+        let write = |message: &mut wire::Writer<'_>| {
+            message.raw(&[2, 0, 0, 0]);
+            message.nested(1, tuple);
+            if replied {
+                message.nested(2, tuple);
+            }
+        };
+        batch.message(0x100, 0, 1, write).unwrap();
+        conntrack::parse_entry(&batch.as_bytes()[16..]).map_err(|malformed| malformed.to_string())
+    };
+    let Ok(Decoded::Foreign(foreign)) = entry(1, true) else { unreachable!() };
+    assert_eq!(foreign.to_string(), "a conntrack entry of protocol 1");
+    assert_eq!(entry(17, true), Err("a tuple of a conntrack entry comes without a port".to_owned()));
+    assert_eq!(entry(17, false), Err("a conntrack entry comes without its reply tuple".to_owned()));
 }
 
 #[test]

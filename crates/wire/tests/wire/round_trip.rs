@@ -1,19 +1,19 @@
 //! What we write, we read: properties of every message that has something in it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 
 use ipnetwork::IpNetwork;
 use model::{
-    Family, Flags, ForwardingMethod, Member, Protocol, RealServer, RealServerCounters, RealServerKey, Scheduler, SetKind,
-    TrafficCounters, VirtualServerConfig, VirtualServerKey,
+    Direction, Family, Flags, Flow, ForwardingMethod, Member, Protocol, RealServer, RealServerCounters, RealServerKey, Scheduler,
+    SetKind, TrafficCounters, VirtualServerConfig, VirtualServerKey,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
 use wire::ipset::{AdtList, Ipset};
 use wire::ipvs::{Dest, Ipvs, Service, Timeouts};
 use wire::rtnl::{LocalRoute, RouteFilter};
-use wire::{Attributes, Batch, Body, Decoded, Malformed, Messages, genl, ipset, ipvs, rtnl};
+use wire::{Attributes, Batch, Body, Decoded, Malformed, Messages, conntrack, genl, ipset, ipvs, rtnl};
 
 /// Appends one message, checks its header, and gives its payload to `read`.
 fn through<T>(kind: u16, write: impl FnOnce(&mut Batch, u32) -> Result<(), Malformed>, read: impl FnOnce(&[u8]) -> T) -> T {
@@ -232,7 +232,7 @@ proptest! {
     #[test]
     fn a_local_route(route in local_route()) {
         for (kind, write) in
-            [(24, rtnl::add_local_route as fn(&mut _, _, &_) -> _), (24, rtnl::replace_local_route), (25, rtnl::del_local_route)]
+            [(24, rtnl::add_local_route as fn(&mut _, _, &_) -> _), (24, rtnl::prepend_local_route), (24, rtnl::replace_local_route), (25, rtnl::del_local_route)]
         {
             let read = known(through(kind, |batch, seq| write(batch, seq, &route), rtnl::parse_route));
             prop_assert_eq!(read.ours(), Some(route));
@@ -308,4 +308,23 @@ fn names_that_the_kernel_would_cut_short_are_refused() {
     }
     assert!(sets().swap(&mut batch, 1, "a", "").is_err());
     assert!(batch.is_empty());
+}
+
+fn direction(family: Family) -> impl Strategy<Value = Direction> {
+    let end = || (address(family), any::<u16>()).prop_map(|(address, port)| SocketAddr::new(address, port));
+    (end(), end()).prop_map(|(source, destination)| Direction { source, destination })
+}
+
+proptest! {
+    #[test]
+    fn conntrack_entries(
+        (original, reply) in family().prop_flat_map(|family| (direction(family), direction(family))),
+        protocol in protocol(),
+        zone: u16,
+        id: Option<u32>,
+    ) {
+        let entry = conntrack::Entry { flow: Flow { protocol, original, reply, zone }, id };
+        let read = through(0x102, |batch, seq| conntrack::delete_entry(batch, seq, &entry), conntrack::parse_entry);
+        prop_assert_eq!(known(read), entry);
+    }
 }

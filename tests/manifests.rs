@@ -1,0 +1,216 @@
+//! The manifests say what the API knows and the program takes, and no more than the agent needs.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops where it fails")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{Container, PodSpec, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use kernel::sysctl;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests")
+}
+
+fn documents(file: &Path) -> Vec<Value> {
+    serde_saphyr::from_multiple(&fs::read_to_string(file).unwrap()).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
+/// All manifests, by file name.
+fn manifests() -> BTreeMap<String, Vec<Value>> {
+    fs::read_dir(directory())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), documents(&path)))
+        .collect()
+}
+
+/// The one object of this kind.
+fn object<T: DeserializeOwned>(kind: &str) -> T {
+    let all = manifests();
+    let mut found = all.values().flatten().filter(|value| value["kind"] == kind);
+    let object = found.next().unwrap_or_else(|| panic!("no {kind}"));
+    assert!(found.next().is_none(), "one {kind}");
+    serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{kind}: {error}"))
+}
+
+fn pod() -> PodSpec {
+    object::<DaemonSet>("DaemonSet").spec.template.spec.unwrap()
+}
+
+fn agent() -> Container {
+    let containers = pod().containers;
+    assert_eq!(containers.len(), 1);
+    containers.into_iter().next().unwrap()
+}
+
+/// Fails for what `value` has and the API's type does not: a misspelt field is dropped by the API without a word.
+fn check<T: DeserializeOwned + Serialize>(file: &str, value: &Value) {
+    let typed: T = serde_json::from_value(value.clone()).unwrap_or_else(|error| panic!("{file}: {error}"));
+    lost(file, value, &serde_json::to_value(typed).unwrap());
+}
+
+fn lost(path: &str, written: &Value, kept: &Value) {
+    match (written, kept) {
+        (Value::Object(written), Value::Object(kept)) => {
+            for (name, value) in written {
+                let path = format!("{path}.{name}");
+                lost(&path, value, kept.get(name).unwrap_or_else(|| panic!("{path} is no field")));
+            }
+        }
+        (Value::Array(written), Value::Array(kept)) => {
+            assert_eq!(written.len(), kept.len(), "{path}");
+            written
+                .iter()
+                .zip(kept)
+                .enumerate()
+                .for_each(|(index, (written, kept))| lost(&format!("{path}[{index}]"), written, kept));
+        }
+        _ => assert_eq!(written, kept, "{path}"),
+    }
+}
+
+#[test]
+fn every_field_is_one_that_the_api_has() {
+    for (file, documents) in manifests() {
+        assert!(!documents.is_empty(), "{file} is empty");
+        for document in documents {
+            match document["kind"].as_str() {
+                Some("DaemonSet") => check::<DaemonSet>(&file, &document),
+                Some("ServiceAccount") => check::<ServiceAccount>(&file, &document),
+                Some("ClusterRole") => check::<ClusterRole>(&file, &document),
+                Some("ClusterRoleBinding") => check::<ClusterRoleBinding>(&file, &document),
+                Some("Kustomization") => assert_eq!(file, "kustomization.yaml"),
+                other => panic!("{file}: an object of kind {other:?} that nothing here checks"),
+            }
+        }
+    }
+}
+
+#[test]
+fn the_kustomization_has_every_manifest_and_every_image() {
+    let all = manifests();
+    let kustomization = all["kustomization.yaml"].first().unwrap();
+    let listed: BTreeSet<_> = kustomization["resources"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    let there: BTreeSet<_> = all.keys().map(String::as_str).filter(|name| *name != "kustomization.yaml").collect();
+    assert_eq!(listed, there);
+
+    let images = kustomization["images"].as_array().unwrap();
+    let named: BTreeSet<_> = images.iter().map(|image| image["name"].as_str().unwrap().to_owned()).collect();
+    let pod = pod();
+    let used: BTreeSet<_> = pod.init_containers.iter().flatten().chain(&pod.containers).filter_map(|c| c.image.clone()).collect();
+    assert_eq!(named, used);
+}
+
+#[test]
+fn the_program_takes_the_arguments() {
+    let agent = agent();
+    assert_eq!(agent.command.as_deref(), Some(&["kube-ipvs".to_owned()][..]));
+    let arguments = agent.args.unwrap();
+    assert_eq!(arguments.first().map(String::as_str), Some("run"));
+    let output = Command::new(env!("CARGO_BIN_EXE_kube-ipvs"))
+        .args(&arguments)
+        .args(["--manifests", "/nonexistent"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    // They were all understood when the first complaint is about the path that was added to them.
+    assert_eq!(output.status.code(), Some(2), "{complaint}");
+    assert!(complaint.contains("--manifests /nonexistent"), "{complaint}");
+}
+
+#[test]
+fn the_agent_is_told_its_node_and_probed_where_it_listens() {
+    let agent = agent();
+    let variables = agent.env.unwrap();
+    let node_name = variables.iter().find(|variable| variable.name == "NODE_NAME").unwrap();
+    let source = node_name.value_from.clone().unwrap().field_ref.unwrap();
+    assert_eq!(source.field_path, "spec.nodeName");
+
+    let help = Command::new(env!("CARGO_BIN_EXE_kube-ipvs")).args(["run", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    assert!(help.contains("env: NODE_NAME"));
+    let ports = agent.ports.unwrap();
+    let probe = agent.readiness_probe.unwrap().http_get.unwrap();
+    assert_eq!(probe.path.as_deref(), Some("/healthz"));
+    let port = ports.iter().find(|port| port.name == Some("healthz".to_owned())).unwrap().container_port;
+    assert!(help.contains(&format!("[default: 0.0.0.0:{port}]")), "{port}");
+    let run = agent.volume_mounts.unwrap().into_iter().find(|mount| mount.name == "run").unwrap().mount_path;
+    assert!(help.contains(&format!("[default: {run}/kube-ipvs.sock]")), "{run}");
+}
+
+#[test]
+fn the_agent_has_the_capabilities_it_checks_for_and_no_others() {
+    let pod = pod();
+    assert_eq!(pod.host_network, Some(true));
+    assert_eq!(pod.priority_class_name.as_deref(), Some("system-node-critical"));
+    let context = agent().security_context.unwrap();
+    assert_eq!((context.privileged, context.allow_privilege_escalation), (None, Some(false)));
+    assert_eq!(context.read_only_root_filesystem, Some(true));
+    let capabilities = context.capabilities.unwrap();
+    assert_eq!(capabilities.drop.unwrap(), ["ALL"]);
+    assert_eq!(capabilities.add.unwrap(), ["NET_ADMIN", "NET_RAW"]);
+}
+
+#[test]
+fn the_role_allows_what_the_agent_watches_and_no_more() {
+    let role: ClusterRole = object("ClusterRole");
+    let mut allowed = BTreeMap::new();
+    for rule in role.rules.unwrap() {
+        assert_eq!((rule.non_resource_urls, rule.resource_names), (None, None));
+        for group in rule.api_groups.unwrap() {
+            for resource in rule.resources.clone().unwrap() {
+                assert!(allowed.insert((group.clone(), resource), rule.verbs.clone()).is_none(), "each is allowed once");
+            }
+        }
+    }
+    let list_and_watch = || vec!["list".to_owned(), "watch".to_owned()];
+    let watched = [("", "nodes"), ("", "services"), ("discovery.k8s.io", "endpointslices")];
+    assert_eq!(allowed, watched.map(|(group, resource)| ((group.to_owned(), resource.to_owned()), list_and_watch())).into());
+
+    let binding: ClusterRoleBinding = object("ClusterRoleBinding");
+    assert_eq!(Some(binding.role_ref.name), role.metadata.name);
+    let subject = binding.subjects.unwrap().into_iter().next().unwrap();
+    let account: ServiceAccount = object("ServiceAccount");
+    assert_eq!((Some(subject.name.clone()), subject.namespace), (account.metadata.name, account.metadata.namespace));
+    assert_eq!(pod().service_account_name, Some(subject.name));
+}
+
+#[test]
+fn the_privileged_container_sets_just_the_sysctls_that_the_agent_needs() {
+    let init = pod().init_containers.unwrap().into_iter().next().unwrap();
+    assert_eq!(init.security_context.unwrap().privileged, Some(true));
+    let script = init.args.unwrap().concat();
+    let set: BTreeSet<_> = script
+        .split_whitespace()
+        .filter_map(|word| word.split_once('='))
+        .filter(|(name, _)| name.starts_with("net/"))
+        .map(|(name, value)| (name.replace('/', "."), value.to_owned()))
+        .collect();
+    let needed: BTreeSet<_> = sysctl::NEEDED.iter().map(|sysctl| (sysctl.name.to_owned(), sysctl.value.to_owned())).collect();
+    assert_eq!(set, needed);
+
+    // What a shell makes of it, on directories in the place of /proc/sys.
+    let root = tempfile::tempdir().unwrap();
+    let proc_sys = root.path().to_str().unwrap();
+    fs::create_dir_all(root.path().join("net/ipv4/vs")).unwrap();
+    for file in ["net/ipv4/ip_forward", "net/ipv4/vs/conntrack"] {
+        fs::write(root.path().join(file), "0\n").unwrap();
+    }
+    let script = script.replace("/proc/sys", proc_sys).replace("modprobe", "false");
+    let output = Command::new("sh").args(["-ec", &script]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    for file in ["net/ipv4/ip_forward", "net/ipv4/vs/conntrack"] {
+        assert_eq!(fs::read_to_string(root.path().join(file)).unwrap(), "1\n", "{file}");
+    }
+    assert!(!root.path().join("net/ipv4/vs/conn_reuse_mode").exists(), "what this kernel does not have is passed over");
+}
