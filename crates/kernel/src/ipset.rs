@@ -96,8 +96,9 @@ impl Ipset {
                     found.state.capacity = header.maxelem.unwrap_or_default();
                 }
                 for member in part.members() {
-                    // A member the model has no words for is not ours, and does no harm.
-                    found.state.members.extend(member?.known());
+                    // A member the model has no words for is not ours, and does no harm. That goes for one without a mark in a set with
+                    // marks, too: a desired one with a mark takes its place, and removing it then would remove that.
+                    found.state.members.extend(member?.known().filter(|member| member.kind() == set.kind()));
                 }
                 Ok(())
             },

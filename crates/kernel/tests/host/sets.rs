@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU32;
 
+use ipnetwork::IpNetwork;
 use kernel::{Ipset, Report};
 use model::{Family, Member, Protocol, Role, Set, SetKind, SetState, State};
 use plan::{Ownership, Step, plan};
@@ -42,6 +44,12 @@ fn members(set: Set) -> BTreeSet<Member> {
         Family::V4 => ["10.96.0.10".parse().unwrap(), "255.255.255.254".parse().unwrap()],
         Family::V6 => ["fd00:96::a".parse().unwrap(), "2001:db8::ffff:1.2.3.4".parse().unwrap()],
     };
+    // The shortest and the longest prefix that the kernel has room for.
+    let networks: [IpNetwork; 3] = match set.family {
+        Family::V4 => ["128.0.0.0/1", "203.0.113.0/24", "203.0.113.7/32"],
+        Family::V6 => ["8000::/1", "2001:db8:100::/48", "2001:db8::7/128"],
+    }
+    .map(|network| network.parse().unwrap());
     let mut members = BTreeSet::new();
     for address in addresses {
         for protocol in Protocol::ALL {
@@ -50,6 +58,8 @@ fn members(set: Set) -> BTreeSet<Member> {
                     SetKind::HashIp => Member::Ip(address),
                     SetKind::HashIpPort => Member::IpPort(address, protocol, port),
                     SetKind::HashIpPortIp => Member::IpPortIp(address, protocol, port, addresses[0]),
+                    SetKind::HashIpPortNet => Member::IpPortNet(address, protocol, port, networks[usize::from(port % 3)]),
+                    SetKind::HashIpPortMark => Member::IpPortMark(address, protocol, port, NonZeroU32::MAX),
                 });
             }
         }
@@ -63,8 +73,15 @@ fn saved(set: &str) -> BTreeSet<String> {
     sh(&format!("ipset save {set}")).lines().filter_map(|line| line.strip_prefix(&prefix)).map(str::to_owned).collect()
 }
 
+/// As `ipset save` says it, which leaves out a prefix as long as the address.
 fn in_words(members: &BTreeSet<Member>) -> BTreeSet<String> {
-    members.iter().map(ToString::to_string).collect()
+    let words = |member: &Member| match member {
+        Member::IpPortNet(ip, _, _, network) if network.prefix() == Family::of(*ip).bits() => {
+            member.to_string().rsplit_once('/').unwrap().0.to_owned()
+        }
+        _ => member.to_string(),
+    };
+    members.iter().map(words).collect()
 }
 
 /// `count` addresses.
@@ -95,6 +112,45 @@ fn every_kind_of_member_comes_and_goes_in_both_families() {
 
         reconcile(&mut ipset, &Sets::new());
         assert_eq!(sh("ipset save"), "");
+    });
+}
+
+/// The kernel knows a member by what is in front of its mark.
+#[test]
+fn a_mark_is_replaced_in_place_and_a_member_of_another_make_is_left() {
+    isolated(|| {
+        let mut ipset = Ipset::open().unwrap();
+        let set = Set::new(Role::InCluster, Family::V4);
+        let marked = |port, mark| Member::IpPortMark([192, 0, 2, 1].into(), Protocol::Tcp, port, NonZeroU32::new(mark).unwrap());
+        reconcile(&mut ipset, &Sets::from([(set, holding([marked(80, 0x4001), marked(81, 0x4002)]))]));
+        reconcile(&mut ipset, &Sets::from([(set, holding([marked(80, 0x4002), marked(82, 0x4001)]))]));
+        assert_eq!(saved(set.name()), in_words(&[marked(80, 0x4002), marked(82, 0x4001)].into()));
+        let grown = SetState { capacity: 131_072, members: [marked(80, 0x4003)].into() };
+        reconcile(&mut ipset, &Sets::from([(set, grown)]));
+        assert_eq!(saved(set.name()), in_words(&[marked(80, 0x4003)].into()));
+
+        for foreign in ["192.0.2.1,tcp:83", "192.0.2.1,tcp:84 skbmark 0x1/0x1", "192.0.2.1,tcp:85"] {
+            sh(&format!("ipset add {set} {foreign}"));
+        }
+        let more = SetState { capacity: 131_072, members: [marked(80, 0x4003), marked(83, 0x4004), marked(84, 0x4005)].into() };
+        reconcile(&mut ipset, &Sets::from([(set, more.clone())]));
+        let mut wanted = in_words(&more.members);
+        wanted.insert("192.0.2.1,tcp:85".to_owned());
+        assert_eq!(saved(set.name()), wanted);
+    });
+}
+
+/// A set with the longest name there is.
+#[test]
+fn sets_of_networks_grow() {
+    isolated(|| {
+        let mut ipset = Ipset::open().unwrap();
+        for set in Family::ALL.map(|family| Set::new(Role::SourceRange, family)) {
+            reconcile(&mut ipset, &Sets::from([(set, holding(members(set)))]));
+            reconcile(&mut ipset, &Sets::from([(set, SetState { capacity: 131_072, members: members(set) })]));
+            assert_eq!(saved(set.name()), in_words(&members(set)));
+            reconcile(&mut ipset, &Sets::new());
+        }
     });
 }
 

@@ -121,6 +121,19 @@ pub(crate) fn assert_same_but(ours: &Batch, theirs: &[u8], flags_differ: u16, fi
     assert_eq!(ours, theirs);
 }
 
+/// Asserts that our only message has the attributes of theirs byte for byte, and this one besides.
+pub(crate) fn assert_has_more(ours: &Batch, theirs: &[u8], flags_differ: u16, fixed: usize, extra: &[u16]) {
+    let bytes = ours.as_bytes();
+    let flags = |bytes: &[u8]| u16::from_le_bytes([bytes[6], bytes[7]]);
+    assert_eq!(bytes[4..6], theirs[4..6], "message type");
+    assert_eq!(flags(bytes) ^ flags(theirs), flags_differ, "flags {:#x} and {:#x}", flags(bytes), flags(theirs));
+    let (ours, theirs) = (payload(ours), &theirs[16..]);
+    assert_eq!(hex(&ours[..fixed]), hex(&theirs[..fixed]));
+    let mut ours = leaves(&ours[fixed..]);
+    assert!(ours.remove(extra).is_some(), "ours has no {extra:?}");
+    assert_eq!(ours, leaves(&theirs[fixed..]));
+}
+
 fn assert_headers(ours: &Batch, theirs: &[u8], flags_differ: u16) {
     let ours = ours.as_bytes();
     let flags = |bytes: &[u8]| u16::from_le_bytes([bytes[6], bytes[7]]);

@@ -12,7 +12,7 @@ use wire::ipset::{AdtList, ListScope};
 use wire::rtnl::{LocalRoute, RouteFilter};
 use wire::{Batch, Body, Decoded, Malformed, conntrack, genl, ipset, ipvs, rtnl};
 
-use crate::capture::{Recording, assert_same, assert_same_but, known, objects};
+use crate::capture::{Recording, assert_has_more, assert_same, assert_same_but, known, objects};
 
 /// The number that the kernel of the recording gave the IPVS family.
 const IPVS: u16 = 32;
@@ -23,6 +23,10 @@ fn ipvs_recording() -> Recording {
 
 fn ipset_recording() -> Recording {
     Recording::parse(include_str!("../golden/ipset.txt"))
+}
+
+fn networks_and_marks_recording() -> Recording {
+    Recording::parse(include_str!("../golden/ipset-networks-and-marks.txt"))
 }
 
 fn rtnl_recording() -> Recording {
@@ -412,6 +416,129 @@ fn listed_sets_are_what_ipset_printed() {
     let headers = recording.received("ipset list -t KUBE-6-LOOP-BACK");
     let set = ipset::parse_set(objects(&headers, 0x607)[0]).unwrap();
     assert_eq!((set.name, set.header.unwrap().elements, set.members().count()), ("KUBE-6-LOOP-BACK", Some(1), 0));
+}
+
+#[test]
+fn sets_of_networks_and_marks_are_made_and_filled_byte_for_byte_as_ipset_does() {
+    let recording = networks_and_marks_recording();
+    let (ranges, ranges_v6) = ("KUBE-LOAD-BALANCER-SOURCE-CIDR", "KUBE-6-LOAD-BALANCER-SOURCE-CID");
+    let (marks, marks_v6) = ("KUBE-IN-CLUSTER-MARK", "KUBE-6-IN-CLUSTER-MARK");
+    let networks = (SetKind::HashIpPortNet, "hash:ip,port,net", "");
+    let marked = (SetKind::HashIpPortMark, "hash:ip,port", " skbinfo");
+    let mut protocol = None;
+    for (set, (kind, type_name, with), family, family_name, revision) in [
+        (ranges, networks, Family::V4, "inet", 8),
+        (ranges_v6, networks, Family::V6, "inet6", 8),
+        (marks, marked, Family::V4, "inet", 7),
+        (marks_v6, marked, Family::V6, "inet6", 7),
+    ] {
+        let line = format!("ipset create {set} {type_name} family {family_name} hashsize 1024 maxelem 65536{with}");
+        let received = recording.received(&line);
+        let sets = *protocol.get_or_insert_with(|| ipset::parse_protocol(objects(&received, 0x601)[0]).unwrap());
+        // The tool asks for the type in IPv4 whichever family the set is of.
+        if family == Family::V4 {
+            let ours = one(|batch| sets.get_type(batch, 1, kind, family));
+            assert_same(&ours, recording.sent(&line, set_command(13)), 0);
+        }
+        assert_eq!(ipset::parse_type(objects(&received, 0x60d)[0]), Ok((0, revision)));
+        let ours = one(|batch| sets.create(batch, 1, set, kind, family, revision, 1024, 65536));
+        assert_same(&ours, recording.sent(&line, set_command(2)), NLM_F_ACK);
+    }
+
+    let sets = protocol.unwrap();
+    let vip = ip("198.51.100.21");
+    let range = |protocol, port, network: &str| Member::IpPortNet(vip, protocol, port, network.parse().unwrap());
+    let marked = |address, protocol, port, mark| Member::IpPortMark(ip(address), protocol, port, NonZeroU32::new(mark).unwrap());
+    for (command, words, set, member) in [
+        (
+            9,
+            "add KUBE-LOAD-BALANCER-SOURCE-CIDR 198.51.100.21,tcp:80,203.0.113.0/24",
+            ranges,
+            range(Protocol::Tcp, 80, "203.0.113.0/24"),
+        ),
+        (
+            9,
+            "add KUBE-6-LOAD-BALANCER-SOURCE-CID 2001:db8::21,sctp:80,2001:db8:100::/48",
+            ranges_v6,
+            Member::IpPortNet(ip("2001:db8::21"), Protocol::Sctp, 80, "2001:db8:100::/48".parse().unwrap()),
+        ),
+        (
+            9,
+            "add KUBE-IN-CLUSTER-MARK 198.51.100.21,tcp:80 skbmark 0x4f59",
+            marks,
+            marked("198.51.100.21", Protocol::Tcp, 80, 0x4f59),
+        ),
+        (
+            9,
+            "add KUBE-6-IN-CLUSTER-MARK 2001:db8::21,udp:53 skbmark 0x80000007",
+            marks_v6,
+            marked("2001:db8::21", Protocol::Udp, 53, 0x8000_0007),
+        ),
+    ] {
+        let theirs = recording.sent(&format!("ipset {words}"), set_command(command));
+        assert_same(&one(|batch| sets.add(batch, 1, set, &member)), theirs, NLM_F_ACK | NLM_F_EXCL);
+    }
+    // Another mark for a member that is there.
+    let line = "ipset -exist add KUBE-IN-CLUSTER-MARK 198.51.100.21,tcp:80 skbmark 0x7fa9";
+    let ours = one(|batch| sets.add(batch, 1, marks, &marked("198.51.100.21", Protocol::Tcp, 80, 0x7fa9)));
+    assert_same(&ours, recording.sent(line, set_command(9)), NLM_F_ACK);
+    // The tool leaves out a prefix as long as the address, and a mark where it removes; the kernel takes both as we send them.
+    let single = range(Protocol::Udp, 53, "203.0.113.7/32");
+    for (line, command, ours, extra) in [
+        (
+            "ipset add KUBE-LOAD-BALANCER-SOURCE-CIDR 198.51.100.21,udp:53,203.0.113.7",
+            9,
+            one(|batch| sets.add(batch, 1, ranges, &single)),
+            21,
+        ),
+        (
+            "ipset del KUBE-LOAD-BALANCER-SOURCE-CIDR 198.51.100.21,udp:53,203.0.113.7",
+            10,
+            one(|batch| sets.del(batch, 1, ranges, &single)),
+            21,
+        ),
+        (
+            "ipset del KUBE-IN-CLUSTER-MARK 198.51.100.24,udp:53",
+            10,
+            one(|batch| sets.del(batch, 1, marks, &marked("198.51.100.24", Protocol::Udp, 53, 0x4001))),
+            // In network byte order, says the flag.
+            27 | 0x4000,
+        ),
+    ] {
+        assert_has_more(&ours, recording.sent(line, set_command(command)), NLM_F_ACK | NLM_F_EXCL, 4, &[7, extra]);
+    }
+}
+
+#[test]
+fn listed_sets_of_networks_and_marks_are_what_ipset_printed() {
+    let recording = networks_and_marks_recording();
+    let received = recording.received("ipset save");
+    let mut printed = Vec::new();
+    for payload in objects(&received, 0x607) {
+        let set = ipset::parse_set(payload).unwrap();
+        let header = set.header.unwrap();
+        printed.push(format!("create {} {:?} {:?}", set.name, header.family.unwrap(), header.kind().unwrap()));
+        printed.extend(set.members().map(|member| match member.unwrap() {
+            wire::Decoded::Known(member) => format!("add {member}"),
+            wire::Decoded::Foreign(foreign) => format!("foreign: {foreign}"),
+        }));
+    }
+    assert_eq!(
+        printed,
+        [
+            "create KUBE-LOAD-BALANCER-SOURCE-CIDR V4 HashIpPortNet",
+            "add 198.51.100.21,tcp:80,203.0.113.0/24",
+            "foreign: a set member with flags",
+            "create KUBE-6-LOAD-BALANCER-SOURCE-CID V6 HashIpPortNet",
+            "add 2001:db8::21,sctp:80,2001:db8:100::/48",
+            "create KUBE-IN-CLUSTER-MARK V4 HashIpPortMark",
+            "foreign: a set member with a mark that is not ours",
+            "add 198.51.100.21,tcp:80 skbmark 0x7fa9",
+            "add 198.51.100.22,tcp:80",
+            "create KUBE-6-IN-CLUSTER-MARK V6 HashIpPortMark",
+            "add 2001:db8::21,udp:53 skbmark 0x80000007",
+        ]
+    );
 }
 
 #[test]

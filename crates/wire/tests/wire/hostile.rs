@@ -45,10 +45,11 @@ fn read_payload(payload: &[u8]) -> usize {
     known.into_iter().filter(|known| *known).count()
 }
 
-fn recordings() -> [Recording; 4] {
+fn recordings() -> [Recording; 5] {
     [
         include_str!("../golden/ipvs.txt"),
         include_str!("../golden/ipset.txt"),
+        include_str!("../golden/ipset-networks-and-marks.txt"),
         include_str!("../golden/rtnl.txt"),
         include_str!("../golden/conntrack.txt"),
     ]
