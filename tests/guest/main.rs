@@ -7,6 +7,8 @@ mod binding;
 mod changes;
 mod cluster;
 mod foreign;
+mod sizes;
+mod start;
 mod status;
 mod support;
 mod traffic;
