@@ -161,6 +161,7 @@ impl Reconciler {
         let scope = self.widened(scope.clone(), observed);
         let mut desired = self.ledger.desired(&scope);
         let mut held = observed.restricted_to(&scope);
+        self.keep_members(&mut desired, &held);
         if rules {
             desired.rules.clone_from(&self.rules);
             held.rules.clone_from(&observed.rules);
@@ -218,6 +219,7 @@ impl Reconciler {
         let scope = self.widened(scope, observed);
         let mut desired = self.ledger.desired(&scope);
         let mut held = observed.restricted_to(&scope);
+        self.keep_members(&mut desired, &held);
         desired.rules.clone_from(&self.rules);
         held.rules.clone_from(&observed.rules);
         self.prepared = true;
@@ -237,6 +239,18 @@ impl Reconciler {
             }
         }
         scope
+    }
+
+    /// Until everything has been listed, a member that nobody has asked for yet may still be wanted: of a set that grows early it is carried over.
+    fn keep_members(&self, desired: &mut State, held: &State) {
+        if self.complete {
+            return;
+        }
+        for (set, held) in &held.sets {
+            if let Some(desired) = desired.sets.get_mut(set) {
+                desired.members.extend(&held.members);
+            }
+        }
     }
 
     /// Observes everything and repairs what differs.

@@ -9,6 +9,8 @@ mod cluster;
 mod drain;
 mod foreign;
 mod policies;
+mod sizes;
+mod start;
 mod status;
 mod support;
 mod traffic;

@@ -225,10 +225,14 @@ pub(crate) fn failures(replies: &[Reply]) -> BTreeMap<String, usize> {
     failures
 }
 
-/// Fails unless all calls were answered.
+/// Fails unless all calls were answered; says which were not, by their place among all.
 pub(crate) fn ensure_all_answered(replies: &[Reply]) -> Result {
-    let failures = failures(replies);
-    ensure!(failures.is_empty(), "of {} calls some failed: {failures:?}", replies.len());
+    let failed: Vec<_> = replies
+        .iter()
+        .enumerate()
+        .filter_map(|(at, reply)| reply.outcome.as_ref().err().map(|error| format!("call {}: {error}", at + 1)))
+        .collect();
+    ensure!(failed.is_empty(), "of {} calls some failed: {}", replies.len(), failed.join(", "));
     Ok(())
 }
 

@@ -143,10 +143,17 @@ impl Netns {
     /// # Errors
     /// When that cannot be started.
     pub fn keep_calling(&self, protocol: Protocol, target: &str, pause: Duration) -> Result<Calls> {
-        let pause = pause.as_millis().to_string();
+        self.keep_calling_with(protocol, target, &["--interval-ms", &pause.as_millis().to_string()])
+    }
+
+    /// As [`Netns::keep_calling`], with the options of `probe call`.
+    ///
+    /// # Errors
+    /// As [`Netns::keep_calling`].
+    pub fn keep_calling_with(&self, protocol: Protocol, target: &str, options: &[&str]) -> Result<Calls> {
         let log = self.log_file("calls");
         let mut command = self.command(probe());
-        command.args(["call", &protocol.to_string(), target, "--until-killed", "--interval-ms", &pause]);
+        command.args(["call", &protocol.to_string(), target, "--until-killed"]).args(options);
         Ok(Calls(Process::start(&mut command, log)?))
     }
 
