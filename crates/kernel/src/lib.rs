@@ -19,6 +19,7 @@
 //! ```
 
 mod apply;
+mod conntrack;
 mod error;
 mod ipset;
 mod ipvs;
@@ -33,8 +34,9 @@ mod vips;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{Family, RealServerCounters, RealServerKey, State, VirtualServerKey};
+use model::{Family, Flow, RealServerCounters, RealServerKey, State, VirtualServerKey};
 
+pub use conntrack::Conntrack;
 pub use error::Error;
 pub use ipset::Ipset;
 pub use ipvs::{Listing, Table};
@@ -47,13 +49,14 @@ pub use vips::Vips;
 use ipvs::Ipvs;
 use preflight::Capability;
 
-/// The kernel of this network namespace: its IPVS table, ipsets, VIPs and packet rules.
+/// The kernel of this network namespace: its IPVS table, ipsets, VIPs, packet rules and flows.
 pub struct Kernel {
     families: BTreeSet<Family>,
     flavour: Flavour,
     ipvs: Ipvs,
     ipset: Ipset,
     vips: Vips,
+    conntrack: Conntrack,
 }
 
 impl Kernel {
@@ -68,6 +71,7 @@ impl Kernel {
             ipvs: Ipvs::open()?,
             ipset: Ipset::open()?,
             vips: Vips::open()?,
+            conntrack: Conntrack::open()?,
             flavour: Flavour::detect()?,
             families: families.clone(),
         })
@@ -105,6 +109,14 @@ impl Kernel {
     /// When they cannot be read in full.
     pub fn connections(&mut self, key: &VirtualServerKey) -> Result<BTreeMap<RealServerKey, RealServerCounters>, Error> {
         self.ipvs.connections(key)
+    }
+
+    /// Has the kernel forget the UDP flows of `family` for which `stale` holds, and returns how many there were.
+    ///
+    /// # Errors
+    /// As [`Conntrack::flush_udp`].
+    pub fn flush_udp(&mut self, family: Family, stale: impl Fn(&Flow) -> bool) -> Result<usize, Error> {
+        self.conntrack.flush_udp(family, stale)
     }
 
     /// Everything there is: packet rules, sets and VIPs that are ours, and all virtual servers.

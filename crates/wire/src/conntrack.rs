@@ -52,7 +52,7 @@ const TUPLE: &str = "a tuple of a conntrack entry";
 pub struct Entry {
     /// What it follows.
     pub flow: Flow,
-    /// The kernel's number for it, which a later entry for the same flow does not have.
+    /// The kernel's number for it. A later entry for the same flow has another one, unless it happens to lie at the same place in memory.
     pub id: Option<u32>,
 }
 
@@ -72,7 +72,7 @@ pub fn get_entries(batch: &mut Batch, seq: u32, family: Family, protocol: Protoc
     })
 }
 
-/// Removes an entry: `ENOENT` when it is gone, or another one has taken its place.
+/// Removes an entry: `ENOENT` when it is gone, or one with another number has taken its place.
 ///
 /// # Errors
 /// When the message cannot be said in netlink.

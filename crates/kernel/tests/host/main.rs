@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test stops where it fails")]
 
 mod addresses;
+mod flows;
 mod namespace;
 mod rules;
 mod sets;
