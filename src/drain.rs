@@ -53,27 +53,36 @@ impl Drains {
     }
 
     /// Adds to `desired` the real servers that `held` has beyond it, with weight 0. Both are about the same virtual servers; one that is
-    /// not desired itself goes with all it has.
-    pub(crate) fn keep_leaving(&mut self, desired: &mut State, held: &State, now: Instant) {
+    /// not desired itself goes with all it has. `frontend` names the one that a virtual server serves, which has a protocol even where the
+    /// virtual server has a mark.
+    pub(crate) fn keep_leaving(
+        &mut self,
+        desired: &mut State,
+        held: &State,
+        frontend: impl Fn(&VirtualServerKey) -> Option<VirtualServerKey>,
+        now: Instant,
+    ) {
         for (key, held) in &held.virtual_servers {
             match desired.virtual_servers.get_mut(key) {
-                Some(desired) => self.keep_leaving_of(*key, desired, held, now),
+                Some(desired) => {
+                    let limit = match frontend(key).unwrap_or(*key) {
+                        VirtualServerKey::Address { protocol: Protocol::Udp, .. } => self.limits.datagrams,
+                        VirtualServerKey::Address { .. } | VirtualServerKey::Mark { .. } => self.limits.connections,
+                    };
+                    self.keep_leaving_of(*key, desired, held, now + limit);
+                }
                 None => self.forget(*key),
             }
         }
         self.next_check = (!self.leaving.is_empty()).then(|| self.next_check.unwrap_or(now + CHECK));
     }
 
-    fn keep_leaving_of(&mut self, key: VirtualServerKey, desired: &mut VirtualServer, held: &VirtualServer, now: Instant) {
-        let limit = match key {
-            VirtualServerKey::Address { protocol: Protocol::Udp, .. } => self.limits.datagrams,
-            VirtualServerKey::Address { .. } | VirtualServerKey::Mark { .. } => self.limits.connections,
-        };
+    fn keep_leaving_of(&mut self, key: VirtualServerKey, desired: &mut VirtualServer, held: &VirtualServer, deadline: Instant) {
         for (real, server) in &held.real_servers {
             if desired.real_servers.contains_key(real) {
                 self.leaving.remove(&(key, *real));
             } else {
-                self.leaving.entry((key, *real)).or_insert(now + limit);
+                self.leaving.entry((key, *real)).or_insert(deadline);
                 desired.real_servers.insert(*real, RealServer { weight: 0, ..*server });
             }
         }
@@ -110,6 +119,8 @@ impl Drains {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
     use model::{Family, Scheduler};
 
@@ -133,6 +144,10 @@ mod tests {
         state.virtual_servers[&key(protocol)].real_servers.iter().map(|(real, server)| (*real, server.weight)).collect()
     }
 
+    fn itself(key: &VirtualServerKey) -> Option<VirtualServerKey> {
+        Some(*key)
+    }
+
     fn counted(host: u8, active: u32) -> BTreeMap<RealServerKey, RealServerCounters> {
         [(real(host), RealServerCounters { active, ..RealServerCounters::default() })].into()
     }
@@ -142,7 +157,7 @@ mod tests {
         let start = Instant::now();
         let mut drains = Drains::new(LIMITS);
         let mut desired = state(Protocol::Tcp, &[1]);
-        drains.keep_leaving(&mut desired, &state(Protocol::Tcp, &[1, 2, 3]), start);
+        drains.keep_leaving(&mut desired, &state(Protocol::Tcp, &[1, 2, 3]), itself, start);
         assert_eq!(weights(&desired, Protocol::Tcp), [(real(1), 1), (real(2), 0), (real(3), 0)]);
         assert_eq!((drains.len(), drains.next_check()), (2, Some(start + CHECK)));
 
@@ -158,9 +173,9 @@ mod tests {
         let start = Instant::now();
         let mut drains = Drains::new(LIMITS);
         let held = state(Protocol::Tcp, &[1, 2]);
-        drains.keep_leaving(&mut state(Protocol::Tcp, &[1]), &held, start);
+        drains.keep_leaving(&mut state(Protocol::Tcp, &[1]), &held, itself, start);
         let mut desired = state(Protocol::Tcp, &[1, 2]);
-        drains.keep_leaving(&mut desired, &held, start + CHECK);
+        drains.keep_leaving(&mut desired, &held, itself, start + CHECK);
         assert_eq!(weights(&desired, Protocol::Tcp), [(real(1), 1), (real(2), 1)]);
         assert_eq!((drains.len(), drains.next_check()), (0, None));
     }
@@ -171,7 +186,7 @@ mod tests {
         let mut drains = Drains::new(LIMITS);
         let held = state(Protocol::Udp, &[1, 2]);
         for seconds in 0..2 {
-            drains.keep_leaving(&mut state(Protocol::Udp, &[1]), &held, start + Duration::from_secs(seconds));
+            drains.keep_leaving(&mut state(Protocol::Udp, &[1]), &held, itself, start + Duration::from_secs(seconds));
         }
         assert_eq!(drains.let_go(key(Protocol::Udp), &counted(2, 9), start + LIMITS.datagrams), [real(2)].into());
     }
@@ -179,8 +194,25 @@ mod tests {
     #[test]
     fn a_virtual_server_that_is_not_desired_takes_its_drains_along() {
         let mut drains = Drains::new(LIMITS);
-        drains.keep_leaving(&mut state(Protocol::Tcp, &[1]), &state(Protocol::Tcp, &[1, 2]), Instant::now());
-        drains.keep_leaving(&mut State::default(), &state(Protocol::Tcp, &[1, 2]), Instant::now());
+        drains.keep_leaving(&mut state(Protocol::Tcp, &[1]), &state(Protocol::Tcp, &[1, 2]), itself, Instant::now());
+        drains.keep_leaving(&mut State::default(), &state(Protocol::Tcp, &[1, 2]), itself, Instant::now());
         assert_eq!((drains.len(), drains.next_check()), (0, None));
+    }
+
+    #[test]
+    fn i1_behind_a_mark_the_frontend_has_the_protocol() {
+        let start = Instant::now();
+        let mark = VirtualServerKey::Mark { family: Family::V4, mark: NonZeroU32::new(7).unwrap() };
+        for (protocol, goes) in [(Protocol::Udp, true), (Protocol::Tcp, false)] {
+            let mut drains = Drains::new(LIMITS);
+            let behind_mark = |hosts| {
+                let mut state = state(protocol, hosts);
+                state.virtual_servers = state.virtual_servers.into_values().map(|server| (mark, server)).collect();
+                state
+            };
+            drains.keep_leaving(&mut behind_mark(&[1]), &behind_mark(&[1, 2]), |_| Some(key(protocol)), start);
+            let gone = drains.let_go(mark, &counted(2, 9), start + LIMITS.datagrams);
+            assert_eq!(gone.contains(&real(2)), goes, "{protocol}");
+        }
     }
 }

@@ -18,6 +18,7 @@ mod reconciler;
 mod relay;
 mod run;
 mod source;
+mod stale_flows;
 mod status;
 
 use std::io::{self, IsTerminal, Write};

@@ -3,7 +3,9 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::core::Collector;
-use prometheus::{Encoder, Gauge, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 /// The agent's metrics. Cloning shares them.
 #[derive(Clone)]
@@ -18,6 +20,8 @@ pub(crate) struct Metrics {
     pub(crate) repairs: IntCounterVec,
     pub(crate) trouble: IntCounterVec,
     pub(crate) source_synced: IntGaugeVec,
+    flushes: IntCounterVec,
+    stale_flows: IntCounter,
 }
 
 /// What a pass over the kernel's state was for.
@@ -113,6 +117,20 @@ impl Metrics {
                     &["kind"],
                 )?,
             )?,
+            flushes: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new("flow_flushes_total", "Times the node's UDP flows were searched for stale ones, by how that went."),
+                    &["result"],
+                )?,
+            )?,
+            stale_flows: register(
+                &registry,
+                IntCounter::new(
+                    "stale_flows_total",
+                    "UDP flows the kernel was told to forget because they led to a real server that is gone, or to none.",
+                )?,
+            )?,
             registry,
         })
     }
@@ -121,6 +139,12 @@ impl Metrics {
     pub(crate) fn count_pass(&self, pass: Pass, duration: Duration, success: bool) {
         self.syncs.with_label_values(&[pass.label(), if success { "success" } else { "error" }]).inc();
         self.sync_duration.observe(duration.as_secs_f64());
+    }
+
+    /// Counts a search for stale flows, with how many were found; `None` when it failed.
+    pub(crate) fn count_flush(&self, found: Option<usize>) {
+        self.flushes.with_label_values(&[if found.is_some() { "success" } else { "error" }]).inc();
+        self.stale_flows.inc_by(found.unwrap_or_default() as u64);
     }
 
     /// Notes that the kernel now holds all that is desired.
@@ -155,7 +179,11 @@ mod tests {
         metrics.count_pass(Pass::Start, Duration::from_millis(3), true);
         metrics.count_complete();
         metrics.count_pass(Pass::Change, Duration::from_millis(1), false);
+        metrics.count_flush(Some(3));
+        metrics.count_flush(None);
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        assert!(text.contains("kube_ipvs_stale_flows_total 3\n"), "{text}");
+        assert!(text.contains("kube_ipvs_flow_flushes_total{result=\"error\"} 1\n"), "{text}");
         assert!(text.contains("kube_ipvs_syncs_total{pass=\"start\",result=\"success\"} 1"), "{text}");
         assert!(text.contains("kube_ipvs_syncs_total{pass=\"change\",result=\"error\"} 1"), "{text}");
         assert!(text.contains("kube_ipvs_sync_duration_seconds_count 2"), "{text}");

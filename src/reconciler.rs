@@ -21,6 +21,7 @@ use crate::drain::{Drains, Limits};
 use crate::health::Health;
 use crate::mailbox::{Fragments, Letter, Mailbox, NodeSettings};
 use crate::metrics::{Metrics, Pass};
+use crate::stale_flows::{self, StaleFlows};
 use crate::status::Names;
 
 /// The shortest wait before the kernel is observed again after a failure or a disturbance.
@@ -48,6 +49,7 @@ pub(crate) fn spawn(
     let reconciler = Reconciler {
         ledger: Ledger::new(&settings.config),
         drains: Drains::new(settings.drain),
+        stale_flows: StaleFlows::default(),
         kernel,
         rules: BTreeMap::new(),
         observed: None,
@@ -70,6 +72,7 @@ struct Reconciler {
     settings: Settings,
     ledger: Ledger,
     drains: Drains,
+    stale_flows: StaleFlows,
     rules: BTreeMap<Family, Rules>,
     /// What the kernel holds, as far as it is known; `None` when only an observation can tell.
     observed: Option<State>,
@@ -102,6 +105,8 @@ impl Reconciler {
             if self.next_audit <= now {
                 self.audit();
             }
+            // Once for all that has been done since the last time: each look at flows costs what there are of them on the node.
+            self.forget_stale_flows();
         }
     }
 
@@ -166,7 +171,7 @@ impl Reconciler {
             desired.rules.clone_from(&self.rules);
             held.rules.clone_from(&observed.rules);
         }
-        self.drains.keep_leaving(&mut desired, &held, begun);
+        self.drains.keep_leaving(&mut desired, &held, |key| self.ledger.frontend(key), begun);
         let plan = plan(&desired, &held, &Ownership::Scope);
         self.apply(&plan, Pass::Change, begun);
     }
@@ -192,7 +197,7 @@ impl Reconciler {
             server.real_servers.retain(|real, _| gone.get(key).is_none_or(|gone| !gone.contains(real)));
         }
         let mut desired = self.ledger.desired(&scope);
-        self.drains.keep_leaving(&mut desired, &staying, begun);
+        self.drains.keep_leaving(&mut desired, &staying, |key| self.ledger.frontend(key), begun);
         let plan = plan(&desired, &held, &Ownership::Scope);
         if !plan.is_empty() {
             self.apply(&plan, pass, begun);
@@ -255,6 +260,7 @@ impl Reconciler {
 
     /// Observes everything and repairs what differs.
     fn audit(&mut self) {
+        self.stale_flows.try_again();
         if self.complete {
             self.pass(Pass::Audit);
         } else {
@@ -276,7 +282,7 @@ impl Reconciler {
         self.refused.clear();
         let mut desired = self.ledger.complete();
         desired.rules.clone_from(&self.rules);
-        self.drains.keep_leaving(&mut desired, &observed, begun);
+        self.drains.keep_leaving(&mut desired, &observed, |key| self.ledger.frontend(key), begun);
         let plan = plan(&desired, &observed, &Ownership::Node { excluded: &self.settings.excluded });
         self.observed = Some(observed);
         if pass == Pass::Audit {
@@ -287,6 +293,8 @@ impl Reconciler {
         }
         self.apply(&plan, pass, begun);
         if pass == Pass::Start {
+            // What went while no agent was running has left flows behind.
+            self.stale_flows.extend(self.ledger.keys());
             // Those without connections need not wait for the next count.
             self.drain(pass);
         }
@@ -294,6 +302,10 @@ impl Reconciler {
     }
 
     fn apply(&mut self, plan: &Plan, pass: Pass, begun: Instant) {
+        if let Some(observed) = &self.observed {
+            let frontends = stale_flows::changed(plan, observed).filter_map(|key| self.ledger.frontend(&key));
+            self.stale_flows.extend(frontends);
+        }
         let report = self.kernel.apply(plan);
         self.note(plan, &report);
         if report.leaves_state_unknown() {
@@ -323,6 +335,32 @@ impl Reconciler {
             let outcome =
                 self.refused.values().flatten().next().map_or(Ok(()), |(step, why)| Err(format!("could not {step}: {why}")));
             self.health.send_modify(|health| health.note(Instant::now(), outcome));
+        }
+    }
+
+    /// Has the kernel forget the UDP flows that lead to nobody any more.
+    fn forget_stale_flows(&mut self) {
+        let Some(observed) = &self.observed else { return };
+        for (family, frontends) in self.stale_flows.take(observed, |key| self.ledger.in_cluster(key)) {
+            let begun = Instant::now();
+            match self.kernel.flush_udp(family, |flow| frontends.is_stale(flow)) {
+                Ok(flows) => {
+                    if flows > 0 {
+                        info!(%family, flows, elapsed = ?begun.elapsed(), "forgot UDP flows that led to nobody");
+                    }
+                    self.metrics.count_flush(Some(flows));
+                }
+                Err(error) if error.is_missing_module() => {
+                    warn!(%error, "UDP clients that keep their port may stay with real servers that are gone");
+                    self.stale_flows.give_up();
+                    return;
+                }
+                Err(error) => {
+                    warn!(%family, %error, "UDP clients that keep their port may stay with real servers that are gone; trying again with the next audit");
+                    self.metrics.count_flush(None);
+                    self.stale_flows.put_off(&frontends);
+                }
+            }
         }
     }
 

@@ -239,13 +239,25 @@ impl Ledger {
     /// Who is behind the virtual server `key`.
     #[must_use]
     pub fn owner(&self, key: &VirtualServerKey) -> Option<Owner<'_>> {
-        let key = match key {
-            VirtualServerKey::Address { .. } => key,
-            VirtualServerKey::Mark { family, mark } => self.marks.frontend(*mark).filter(|key| key.family() == *family)?,
-        };
-        let service = self.owner_name(key)?;
-        let port = self.fragments.get(service)?.port_name(key)?;
+        let key = self.frontend(key)?;
+        let service = self.owner_name(&key)?;
+        let port = self.fragments.get(service)?.port_name(&key)?;
         Some(Owner { service, port })
+    }
+
+    /// The frontend that the virtual server `key` serves: the one it is for by its address, or the one whose packets carry its mark.
+    #[must_use]
+    pub fn frontend(&self, key: &VirtualServerKey) -> Option<VirtualServerKey> {
+        match key {
+            VirtualServerKey::Address { .. } => self.owners.contains_key(key).then_some(*key),
+            VirtualServerKey::Mark { family, mark } => self.marks.frontend(*mark).filter(|key| key.family() == *family).copied(),
+        }
+    }
+
+    /// The virtual server for callers inside the cluster of the frontend `key`, where policy `Local` sets them apart.
+    #[must_use]
+    pub fn in_cluster(&self, key: &VirtualServerKey) -> Option<VirtualServerKey> {
+        Some(VirtualServerKey::Mark { family: key.family(), mark: self.marks.of(key)? })
     }
 
     /// The fragment of the Service called `name`, as it was last set.
@@ -274,9 +286,9 @@ impl Ledger {
     fn virtual_server(&self, key: &VirtualServerKey) -> Option<model::VirtualServer> {
         match key {
             VirtualServerKey::Address { .. } => self.fragments.get(self.owner_name(key)?)?.virtual_server(key),
-            VirtualServerKey::Mark { mark, family } => {
-                let frontend = self.marks.frontend(*mark).filter(|frontend| frontend.family() == *family)?;
-                self.fragments.get(self.owner_name(frontend)?)?.in_cluster_server(frontend)
+            VirtualServerKey::Mark { .. } => {
+                let frontend = self.frontend(key)?;
+                self.fragments.get(self.owner_name(&frontend)?)?.in_cluster_server(&frontend)
             }
         }
     }

@@ -75,6 +75,11 @@ impl Marks {
         Some(mark)
     }
 
+    /// The mark that `frontend` has.
+    pub(crate) fn of(&self, frontend: &VirtualServerKey) -> Option<NonZeroU32> {
+        self.of.get(frontend).copied()
+    }
+
     /// The frontend that has `mark`.
     pub(crate) fn frontend(&self, mark: NonZeroU32) -> Option<&VirtualServerKey> {
         self.taken.get(&mark)
