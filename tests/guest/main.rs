@@ -14,4 +14,5 @@ mod start;
 mod status;
 mod support;
 mod traffic;
+mod udp;
 mod world;

@@ -1,7 +1,7 @@
 //! Services that claim what another has.
 
 use desired::Config;
-use model::{Family, Role, Set, VirtualServerKey};
+use model::{Family, Protocol, Role, Set, VirtualServerKey};
 use serde_json::{Value, json};
 
 use crate::support::{Node, name, service, slice};
@@ -159,6 +159,10 @@ fn who_takes_over_has_the_virtual_server_behind_the_mark_or_there_is_none() {
         assert!(touched.virtual_servers.contains(&before[0].0), "{policy}");
         let after = behind(&node);
         assert_eq!(after.len(), marks, "{policy}");
+        let frontend = VirtualServerKey::address("198.51.100.21".parse().unwrap(), Protocol::Tcp, 80);
+        assert_eq!(node.ledger.frontend(&frontend), Some(frontend), "{policy}");
+        assert_eq!(node.ledger.in_cluster(&frontend), (marks > 0).then_some(before[0].0), "{policy}");
+        assert_eq!(node.ledger.frontend(&before[0].0), (marks > 0).then_some(frontend), "{policy}");
         for (key, server) in after {
             assert_eq!(key, before[0].0);
             assert_eq!(node.ledger.owner(&key).unwrap().service, &name("young"));

@@ -8,6 +8,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, UdpSocket};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,9 @@ struct Serve {
     /// Serve SCTP
     #[arg(long)]
     sctp: bool,
+    /// Milliseconds that each datagram waits for its answer
+    #[arg(long, default_value_t = 0)]
+    udp_delay_ms: u64,
 }
 
 #[derive(Args)]
@@ -108,6 +112,7 @@ impl Serve {
             .filter_map(|(wanted, protocol)| wanted.then_some(protocol))
             .collect();
         let protocols = if named.is_empty() { Protocol::ALL.to_vec() } else { named.clone() };
+        let delay = Duration::from_millis(self.udp_delay_ms);
         let mut listening = 0;
         for protocol in protocols {
             // A socket for each family: an SCTP socket for both would offer its peer the addresses of both, past the virtual server.
@@ -117,7 +122,7 @@ impl Serve {
                         listening += 1;
                         let name = self.name.clone();
                         match protocol {
-                            Protocol::Udp => thread::spawn(move || answer_datagrams(&socket.into(), &name)),
+                            Protocol::Udp => thread::spawn(move || answer_datagrams(&Arc::new(socket.into()), &name, delay)),
                             Protocol::Tcp | Protocol::Sctp => thread::spawn(move || answer_connections(&socket, &name)),
                         };
                     }
@@ -191,13 +196,22 @@ fn answer_connection(mut connection: &Socket, peer: &SockAddr, name: &str) -> io
     Ok(())
 }
 
-fn answer_datagrams(socket: &UdpSocket, name: &str) {
+fn answer_datagrams(socket: &Arc<UdpSocket>, name: &str, delay: Duration) {
     let mut buffer = [0; 2048];
     loop {
         match socket.recv_from(&mut buffer) {
             Ok((_, peer)) => {
-                if let Err(error) = answer_datagram(socket, peer, name) {
-                    eprintln!("probe: {name}: cannot answer {peer}: {error}");
+                let (socket, name) = (Arc::clone(socket), name.to_owned());
+                let answer = move || {
+                    thread::sleep(delay);
+                    if let Err(error) = answer_datagram(&socket, peer, &name) {
+                        eprintln!("probe: {name}: cannot answer {peer}: {error}");
+                    }
+                };
+                if delay.is_zero() {
+                    answer();
+                } else {
+                    thread::spawn(answer);
                 }
             }
             Err(error) => eprintln!("probe: {name}: cannot receive: {error}"),
