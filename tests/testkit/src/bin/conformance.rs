@@ -90,7 +90,7 @@ impl Run {
             match verdict {
                 Verdict::Agree => println!("{took}agree  {id}"),
                 Verdict::Intended { because } => println!("{took}intended {id} ({because})"),
-                Verdict::Disagree(differences) => println!("{took}disagree {id}: {}", differences.join("; ")),
+                Verdict::Disagree(differences) => println!("{took}disagree {id}: {}", one_line(&differences.join("; "))),
             }
         });
         if self.times {
@@ -99,4 +99,9 @@ impl Run {
         println!("{summary}");
         Ok(summary.is_good())
     }
+}
+
+/// A tool's complaint may have several lines; a case has one.
+fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).collect::<Vec<_>>().join(" | ")
 }

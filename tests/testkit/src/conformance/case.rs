@@ -38,7 +38,6 @@ const REAL_SERVER: &[&str] = &["addr", "port", "weight", "active_conns", "inacti
 
 /// One case.
 pub(super) struct Case {
-    pub(super) id: String,
     pub(super) node: NodeFacts,
     pub(super) config: Config,
     pub(super) pre: Pre,
@@ -181,7 +180,8 @@ impl Case {
             unknown.extend(unknown_keys(&format!("then[{number}]"), step, STEP));
             steps.push(Step::read(step, &mut unknown).with_context(|| format!("then[{number}]"))?);
         }
-        Ok(Self { id: text(value, "id")?, node, config, pre, steps, unknown })
+        text(value, "id")?;
+        Ok(Self { node, config, pre, steps, unknown })
     }
 }
 

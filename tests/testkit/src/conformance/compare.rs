@@ -177,6 +177,7 @@ fn serving(real_servers: &BTreeSet<String>) -> BTreeSet<String> {
 fn all_endpoints(frontend: &str, wanted: &BTreeMap<String, Service>, objects: &Objects) -> Option<BTreeSet<String>> {
     let (address, rest) = frontend.split_once(',')?;
     let (protocol, number) = rest.split_once(':')?;
+    let number: u64 = number.parse().ok()?;
     let address = case::address(address).ok()?;
     let services = objects.iter().filter(|((kind, ..), _)| *kind == Kind::Service);
     let (name, service, port) = services.into_iter().find_map(|(name, service)| {
@@ -193,7 +194,7 @@ fn all_endpoints(frontend: &str, wanted: &BTreeMap<String, Service>, objects: &O
         let ports = service.pointer("/spec/ports").and_then(Value::as_array).into_iter().flatten();
         let mut ports = ports.filter(|port| text(port, "/protocol", "TCP").eq_ignore_ascii_case(protocol));
         let key = if is_external { "/port" } else { "/nodePort" };
-        ports.find(|port| port.pointer(key).is_some_and(|value| value.to_string() == number)).map(|port| (name, service, port))
+        ports.find(|port| port.pointer(key).and_then(Value::as_u64) == Some(number)).map(|port| (name, service, port))
     })?;
 
     let cluster_ips = service.pointer("/spec/clusterIPs").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);

@@ -43,6 +43,8 @@ pub(super) struct Flows {
     /// The source port of each flow, by which it is told from others: a real table cannot hold two with the same first packet, though a
     /// case may have them.
     ports: BTreeMap<String, u16>,
+    /// How many flows were ever added.
+    added: u16,
     /// Each real server that was given connections, by what it is: where its clients' ports begin, and how many there are.
     clients: BTreeMap<String, (u16, u16)>,
     has_daemon: bool,
@@ -58,11 +60,12 @@ impl Flows {
         &self.ports
     }
 
-    /// Puts flows into the connection table.
+    /// Puts flows into the connection table. One with the id of an earlier one takes its place.
     pub(super) fn add(&mut self, netns: &Netns, flows: &[Flow]) -> Result {
         let mut script = String::from("set -e\n");
         for flow in flows {
-            let shift = u16::try_from(self.ports.len()).context("too many flows")?;
+            let shift = self.added;
+            self.added = self.added.checked_add(1).context("too many flows")?;
             let [(source, source_port), (destination, port)] = flow.original;
             let [(reply_source, reply_source_port), (reply_destination, reply_port)] = flow.reply;
             let source_port = source_port.checked_add(shift).context("no port is left")?;
@@ -72,10 +75,9 @@ impl Flows {
                 Protocol::Udp => "",
                 Protocol::Sctp => " --state ESTABLISHED --orig-vtag 1 --reply-vtag 2",
             };
-            let family = if source.is_ipv4() { "ipv4" } else { "ipv6" };
             let _ = writeln!(
                 script,
-                "conntrack -I -f {family} -p {}{state} -t {STAYS} --orig-src {source} --orig-dst {destination} --sport {source_port} --dport {port} \
+                "conntrack -I -p {}{state} -t {STAYS} --orig-src {source} --orig-dst {destination} --sport {source_port} --dport {port} \
                  --reply-src {reply_source} --reply-dst {reply_destination} --reply-port-src {reply_source_port} --reply-port-dst {reply_port} >/dev/null",
                 flow.protocol
             );

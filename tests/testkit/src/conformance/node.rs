@@ -196,7 +196,7 @@ impl Node {
 
     /// Starts the agent and waits for its first synchronisation.
     pub(super) fn start_agent(&mut self) -> Result {
-        let agent = self.agent.insert(self.start(&["--audit-period", "1h", "--control-socket", ""])?);
+        let agent = self.agent.insert(self.start(&["--audit-period", "1h"])?);
         let netns = &self.netns;
         eventually(START, || {
             if let Some(status) = agent.ended()? {

@@ -78,7 +78,7 @@ impl Observed {
                     }
                 }
                 "flows" => {
-                    observed.flows.extend(line.split("sport=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u16>().ok()))
+                    observed.flows.extend(line.split("sport=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u16>().ok()));
                 }
                 _ => bail!("there is output before the first part: {line}"),
             }

@@ -184,6 +184,7 @@ fn run(case: &Value) -> Result<Vec<String>> {
             (0, true) => node.start_agent()?,
             _ => node.let_read(),
         }
+        deleted.retain(|id| !step.flows.iter().any(|flow| flow.id == *id));
         deleted.extend(step.wanted.flows_deleted.iter().cloned());
         let look = |observed: &Observed| look(&case, step, &node, &objects, &deleted, observed);
         for difference in node.settle(!step.wanted.rules.is_empty(), PATIENCE, look)? {
