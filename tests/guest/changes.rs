@@ -18,7 +18,7 @@ const PORT: u16 = 80;
 const NODE_PORT: u16 = 30080;
 
 /// What is due within a second on a node; a guest that is emulated beside other work is given more.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(20);
 
 fn service() -> Service {
     Service::new("web").cluster_ip("10.96.0.10").cluster_ip("fd00:96::10").port("tcp", Protocol::Tcp, PORT, POD_PORT)

@@ -71,7 +71,7 @@ fn j3_a_set_grows_beyond_65536_members_while_it_is_in_use() {
     const PORTS: u16 = 100;
     const SLICES: u16 = 7;
     const ENDPOINTS: usize = 70_000;
-    World::test(|world| {
+    World::test_alone(|world| {
         let (pod, _serve) = serving(world, "a", On::Node)?;
         let service = Service::new("web").cluster_ip("10.96.0.10").port("tcp", Protocol::Tcp, 80, POD_PORT);
         world.write("web.yaml", &format!("{}{service}{}", node(), slices("web", &[&pod])))?;

@@ -85,7 +85,7 @@ fn first_answer(calls: &Calls, since: Instant) -> Result<Duration> {
 
 #[test]
 fn j1_no_packet_leaves_unmasqueraded_during_a_start_with_5000_services() {
-    World::test(|world| {
+    World::test_alone(|world| {
         let (_pod, _serve) = serving(world, "a", On::Node2)?;
         let _api = world.serve(world.node2(), "api", API_PORT)?;
         count_sources(world)?;

@@ -11,10 +11,11 @@ use testkit::{
 };
 
 /// What happens within a fraction of a second on a node may take some in an emulated guest that runs several tests.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a call may take that goes on while something else is looked at.
-pub(crate) const BETWEEN_CALLS: Duration = Duration::from_millis(5);
+/// Between calls that go on while something else happens: often enough to meet what lasts for a moment, and not so often that an emulated guest does
+/// nothing else.
+pub(crate) const BETWEEN_CALLS: Duration = Duration::from_millis(40);
 
 /// The port on which pods serve.
 pub(crate) const POD_PORT: u16 = 8080;

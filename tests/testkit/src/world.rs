@@ -16,8 +16,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -129,6 +129,9 @@ impl Deref for Pod {
     }
 }
 
+/// Held by every test that runs. One that failed has poisoned it, which is nothing to the others.
+static TESTS: RwLock<()> = RwLock::new(());
+
 /// The network of one test. Worlds share nothing, so tests run side by side.
 #[derive(Debug)]
 pub struct World {
@@ -195,8 +198,22 @@ impl World {
     ///
     /// # Panics
     /// When the test fails.
-    #[expect(clippy::panic, reason = "this is how a test fails")]
     pub fn test(body: impl FnOnce(&Self) -> Result) {
+        let _beside = TESTS.read();
+        Self::run(body);
+    }
+
+    /// As [`World::test`], while no other test of this program runs: for tests that keep the machine busy, beside which others would run out of time.
+    ///
+    /// # Panics
+    /// When the test fails.
+    pub fn test_alone(body: impl FnOnce(&Self) -> Result) {
+        let _alone = TESTS.write();
+        Self::run(body);
+    }
+
+    #[expect(clippy::panic, reason = "this is how a test fails")]
+    fn run(body: impl FnOnce(&Self) -> Result) {
         let world = match Self::new() {
             Ok(world) => world,
             Err(error) => panic!("cannot make a world: {error:?}"),
