@@ -298,7 +298,6 @@ impl Reconciler {
             // Those without connections need not wait for the next count.
             self.drain(pass);
         }
-        self.health.send_modify(|health| health.synced_once = true);
     }
 
     fn apply(&mut self, plan: &Plan, pass: Pass, begun: Instant) {
@@ -334,7 +333,10 @@ impl Reconciler {
         if self.complete {
             let outcome =
                 self.refused.values().flatten().next().map_or(Ok(()), |(step, why)| Err(format!("could not {step}: {why}")));
-            self.health.send_modify(|health| health.note(Instant::now(), outcome));
+            self.health.send_modify(|health| {
+                health.note(Instant::now(), outcome);
+                health.synced_once = true;
+            });
         }
     }
 

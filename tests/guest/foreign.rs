@@ -84,7 +84,9 @@ fn foreign(node: &Netns) -> Result<String> {
     text.push_str(&node.exec(&["ip", "-o", "-4", "address", "show", "dev", "foreign0"])?);
     for save in ["iptables-save", "ip6tables-save"] {
         let rules = node.exec(&[save])?;
-        let kept = rules.lines().filter(|line| !line.contains("KUBE-IPVS-") && !line.starts_with('#'));
+        // A built-in chain without a rule, and the table around it, is there or not as iptables likes.
+        let is_said = |line: &&str| line.starts_with("-A ") || (line.starts_with(':') && !line.contains(" ACCEPT"));
+        let kept = rules.lines().filter(is_said).filter(|line| !line.contains("KUBE-IPVS-"));
         kept.for_each(|line| text.push_str(&format!("{}\n", line.split(" [").next().unwrap_or(line))));
     }
     Ok(text)
