@@ -59,7 +59,7 @@ pub(crate) struct Run {
     pub(crate) metrics_bind_address: Bind,
 
     /// The socket on which `kube-ipvs status` asks for Service names; empty for none
-    #[arg(long, default_value = CONTROL_SOCKET, value_name = "PATH")]
+    #[arg(long, default_value = CONTROL_SOCKET, value_name = "PATH", value_parser = path_or_none)]
     pub(crate) control_socket: PathBuf,
 
     /// How log lines look
@@ -242,6 +242,11 @@ pub(crate) enum Output {
     Json,
 }
 
+/// A path, or the empty one: clap's own parser takes an empty value for a missing one.
+fn path_or_none(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text))
+}
+
 /// Reads a duration as Go and kubectl write it: `30s`, `1m30s`, `500ms`.
 fn duration(text: &str) -> Result<Duration, String> {
     let invalid = || "expected a duration above zero such as 30s, 500ms or 1m30s".to_owned();
@@ -274,6 +279,15 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_can_be_switched_off_is_by_an_empty_value() {
+        let off = ["--control-socket", "", "--healthz-bind-address", "", "--metrics-bind-address="];
+        let cli = Cli::try_parse_from(["kube-ipvs", "run"].iter().chain(&off)).unwrap();
+        let Command::Run(run) = cli.command else { panic!("another command") };
+        assert!(run.control_socket.as_os_str().is_empty());
+        assert!(run.healthz_bind_address.0.is_none() && run.metrics_bind_address.0.is_none());
     }
 
     #[test]
