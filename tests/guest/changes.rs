@@ -1,5 +1,6 @@
 //! What follows when objects, files or the node's addresses change, with calls going on meanwhile.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::Duration;
@@ -9,9 +10,9 @@ use testkit::manifest::{Node, Service};
 use testkit::{Family, NODE_V4, NODE_V6, On, Pod, Protocol, Reply, Result, World, answers, eventually};
 
 use crate::support::{
-    BETWEEN_CALLS, KernelState, PATIENCE, POD_PORT, answered, counters, ensure_all_answered, ensure_same, ensure_shares, failures,
-    is_bound, lines, made, members, node, node_address, real_servers, routes, serving, slice, slices, started, synchronise, target,
-    vip, virtual_servers,
+    BETWEEN_CALLS, KernelState, PATIENCE, POD_PORT, answered, counters, ensure_all_answered, ensure_same, failures, is_bound,
+    lines, made, members, node, node_address, real_servers, routes, serving, slice, slices, started, synchronise, target, vip,
+    virtual_servers,
 };
 
 const PORT: u16 = 80;
@@ -55,6 +56,14 @@ fn ensure_only_cut(replies: &[Reply], removals: usize) -> Result {
     Ok(())
 }
 
+/// Who answers some calls. The calls in the background take their turns too, so it is left open how often.
+fn ensure_answered_by<const N: usize>(client: &Pod, names: [&str; N]) -> Result {
+    let answers = answers(client.call(Protocol::Tcp, &vip4(), 2 * N)?)?;
+    let answering: BTreeSet<_> = answers.iter().map(|answer| answer.name.as_str()).collect();
+    ensure!(answering.is_subset(&BTreeSet::from(names)), "{answering:?} answered instead of {names:?}");
+    Ok(())
+}
+
 #[test]
 fn endpoints_come_and_go_and_become_ready_again_without_a_refused_call() {
     World::test(|world| {
@@ -73,12 +82,12 @@ fn endpoints_come_and_go_and_become_ready_again_without_a_refused_call() {
         made(&calls, 3)?;
         write_endpoints(world, &[&a, &c])?;
         has_real_servers(world, 2)?;
-        ensure_shares(&answers(client.call(Protocol::Tcp, &vip4(), 4)?)?, [("a", 2), ("c", 2)])?;
+        ensure_answered_by(&client, ["a", "c"])?;
         // c fails its readiness probe, and recovers.
         let unready = Family::ALL.map(|family| slice("web", family, [&a, &c]).unready().to_string()).concat();
         world.write("endpoints.yaml", &unready)?;
         has_real_servers(world, 1)?;
-        ensure_shares(&answers(client.call(Protocol::Tcp, &vip4(), 2)?)?, [("a", 2)])?;
+        ensure_answered_by(&client, ["a"])?;
         write_endpoints(world, &[&a, &c])?;
         has_real_servers(world, 2)?;
         made(&calls, 3)?;
