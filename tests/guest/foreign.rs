@@ -83,18 +83,11 @@ fn foreign(node: &Netns) -> Result<String> {
     }
     text.push_str(&node.exec(&["ip", "-o", "-4", "address", "show", "dev", "foreign0"])?);
     for save in ["iptables-save", "ip6tables-save"] {
-        let mut table = "";
-        let saved = node.exec(&[save])?;
-        for line in saved.lines() {
-            if line.starts_with('*') {
-                table = line;
-            }
-            // Chains of people (`-` for a policy) and rules; a table is there for whoever needs it.
-            let is_made = line.starts_with("-A ") || (line.starts_with(':') && line.contains(" - "));
-            if is_made && !line.contains("KUBE-IPVS-") {
-                text.push_str(&format!("{save} {table} {}\n", line.split(" [").next().unwrap_or(line)));
-            }
-        }
+        let rules = node.exec(&[save])?;
+        // A built-in chain without a rule, and the table around it, is there or not as iptables likes.
+        let is_said = |line: &&str| line.starts_with("-A ") || (line.starts_with(':') && !line.contains(" ACCEPT"));
+        let kept = rules.lines().filter(is_said).filter(|line| !line.contains("KUBE-IPVS-"));
+        kept.for_each(|line| text.push_str(&format!("{}\n", line.split(" [").next().unwrap_or(line))));
     }
     Ok(text)
 }
