@@ -173,27 +173,26 @@ fn k2_what_others_do_to_what_is_ours_is_repaired() {
             Ok::<_, anyhow::Error>(state)
         };
         let before = state()?;
-        let rounds: [&[&str]; 3] = [
-            &[
-                "ipvsadm -D -t 10.96.0.10:80",
-                "ipvsadm -e -t [fd00:96::10]:80 -r [fd00:244:0:1::2]:8080 -m -w 0",
-                "ipvsadm -d -u 10.96.0.10:80 -r 10.244.2.2:8080",
-                "ipvsadm -a -u [fd00:96::10]:80 -r [2001:db8::1]:80 -m -w 1",
-                "ipvsadm -E -t 172.18.0.2:30080 -s wlc -p 10",
-                "ipset flush KUBE-CLUSTER-IP",
-                "ipset add KUBE-6-IPVS-IPS fd00:96::99",
-                "iptables -w -t nat -F",
-                "ip6tables -w -F KUBE-IPVS-INPUT",
-                "ip6tables -w -t nat -D POSTROUTING -j KUBE-IPVS-POSTROUTING",
-                "ip route del local 10.96.0.10 dev kube-ipvs0 table local",
-                "ip -6 route flush table local proto 71",
-            ],
-            &["ipvsadm -C", "ip address add 192.0.2.1/32 dev kube-ipvs0", "ip link set kube-ipvs0 down"],
-            &["ip link del kube-ipvs0"],
-        ];
-        for round in rounds {
-            host.exec(&["sh", "-ec", &round.join("\n")]).context("the damage itself")?;
-            eventually(PATIENCE, || ensure_same(&before, &state()?, "not repaired")).with_context(|| round.join("; "))?;
+        for damage in [
+            "ipvsadm -D -t 10.96.0.10:80",
+            "ipvsadm -e -t [fd00:96::10]:80 -r [fd00:244:0:1::2]:8080 -m -w 0",
+            "ipvsadm -d -u 10.96.0.10:80 -r 10.244.2.2:8080",
+            "ipvsadm -a -t 10.96.0.10:80 -r 192.0.2.1:80 -m -w 1",
+            "ipvsadm -E -t 10.96.0.10:80 -s wlc -p 10",
+            "ipvsadm -C",
+            "ipset flush KUBE-CLUSTER-IP",
+            "ipset add KUBE-6-IPVS-IPS fd00:96::99",
+            "iptables -w -t nat -F",
+            "ip6tables -w -F KUBE-IPVS-INPUT",
+            "ip6tables -w -t nat -D POSTROUTING -j KUBE-IPVS-POSTROUTING",
+            "ip route del local 10.96.0.10 dev kube-ipvs0 table local",
+            "ip -6 route flush table local proto 71",
+            "ip address add 192.0.2.1/32 dev kube-ipvs0",
+            "ip link set kube-ipvs0 down",
+            "ip link del kube-ipvs0",
+        ] {
+            host.exec(&damage.split(' ').collect::<Vec<_>>()).context("the damage itself")?;
+            eventually(PATIENCE, || ensure_same(&before, &state()?, "not repaired")).with_context(|| damage.to_owned())?;
         }
         for family in Family::ALL {
             for caller in [&*client, world.ext()] {
