@@ -1,6 +1,6 @@
 //! The two ways to make VIPs local to the node, and the way from one to the other.
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use testkit::manifest::Service;
 use testkit::{Family, On, Protocol, Result, World, answers};
 
@@ -120,6 +120,9 @@ fn switching_the_binding_on_restart_moves_every_vip_without_a_gap() {
             let answers = answers(world.node().call(Protocol::Tcp, &target(vip(family, 10), 80), 1)?)?;
             ensure!(node_addresses(family).contains(&answers[0].peer.ip()), "{answers:?}");
         }
-        callers.into_iter().try_for_each(|calls| ensure_all_answered(&calls.stop()?))
+        for (family, calls) in Family::ALL.into_iter().zip(callers) {
+            ensure_all_answered(&calls.stop()?).with_context(|| family.to_string())?;
+        }
+        Ok(())
     });
 }

@@ -32,7 +32,8 @@ pub(crate) const GUEST_TOOLS: &[Tool] = &[
     tool("zstd", "zstd", "unpacks kernel modules"),
     tool("strip", "binutils", "keeps the guest's image small"),
     tool("ldd", "libc-bin", "finds shared libraries for the guest"),
-    tool("ip", "iproute2", "makes the network namespaces of the tests"),
+    tool("nsenter", "util-linux", "makes the network namespaces of the tests"),
+    tool("ip", "iproute2", "makes the links, addresses and routes of the tests"),
     tool("ipvsadm", "ipvsadm", "shows IPVS tables in the tests"),
     tool("ipset", "ipset", "shows sets in the tests, and is tested against"),
     tool("iptables-nft", "iptables", "loads the packet rules"),
@@ -50,7 +51,8 @@ pub(crate) const HOST_TOOLS: &[Tool] = &[
 
 /// Programs for a demo on this machine's own kernel.
 pub(crate) const DEMO_TOOLS: &[Tool] = &[
-    tool("ip", "iproute2", "makes the network namespaces"),
+    tool("nsenter", "util-linux", "makes the network namespaces"),
+    tool("ip", "iproute2", "makes links, addresses and routes"),
     tool("ipset", "ipset", "shows the sets"),
     tool("iptables-nft", "iptables", "loads the packet rules"),
     tool("ipvsadm", "ipvsadm", "shows the kernel's IPVS table"),

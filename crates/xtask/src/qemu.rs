@@ -145,8 +145,10 @@ fn command(kernel: &Kernel, initramfs: &Path, accelerator: Accelerator, console:
     let mut qemu = Command::new(host::require(host::QEMU)?);
     qemu.args(["-machine", machine]).args(acceleration).args(["-smp", "2", "-m", MEMORY]);
     qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
+    // norandmaps: QEMU's emulation translates code anew for each virtual address at which it meets it, so with random addresses every process would
+    // have its libraries translated again (a dynamic program then starts in 29 ms instead of 9 ms).
     // panic=-1 with -no-reboot: a kernel that panics ends QEMU at once, which is seen as a run without a result.
-    qemu.args(["-append", &format!("console={serial} quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on")]);
+    qemu.args(["-append", &format!("console={serial} quiet loglevel=4 panic=-1 norandmaps mitigations=off random.trust_cpu=on")]);
     qemu.args(["-nodefaults", "-display", "none", "-no-reboot", "-nic", "none"]);
     if console == Console::Interactive {
         qemu.args(["-serial", "mon:stdio"]);

@@ -7,8 +7,11 @@ use anyhow::Context as _;
 
 use crate::Result;
 
-/// Between two attempts. Each usually starts a process or two, which takes longer than this in an emulated guest.
-const PAUSE: Duration = Duration::from_millis(50);
+/// Between the first two attempts. Each usually starts a process or two.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Each pause is half as long again as the one before, up to this: attempts must not take the processor from what they wait for.
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 
 /// Tries until it succeeds, and returns what it returned.
 ///
@@ -16,12 +19,14 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// The last attempt's error, when it did not succeed in time.
 pub fn eventually<T>(timeout: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + timeout;
+    let mut pause = PAUSE;
     loop {
         match attempt() {
             Ok(value) => return Ok(value),
             Err(error) if Instant::now() >= deadline => return Err(error).with_context(|| format!("not so within {timeout:?}")),
-            Err(_) => thread::sleep(PAUSE),
+            Err(_) => thread::sleep(pause),
         }
+        pause = (pause * 3 / 2).min(LONGEST_PAUSE);
     }
 }
 

@@ -2,57 +2,78 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 
 use crate::{Calls, Process, Protocol, Reply, Result};
 
 /// Longer than the kernel waits before it sends a lost first packet again (TCP 1 s, SCTP 3 s): a guest that is emulated on a busy machine drops some.
 const PATIENCE_MS: &str = "5000";
 
+/// What the namespace's first process does: gives the namespace a `/run` of its own, and a `/sys` that shows its devices, takes the settings, and stays
+/// until its input ends, which is when the test is gone, however it went.
+const HOLD: &str = r#"mount --bind "$0" /run && mount -t sysfs sysfs /sys && eval "$1" && echo ready && exec cat"#;
+
 /// A host or a pod: a network namespace, with a `/run` of its own.
 ///
 /// IPVS, ipset, iptables, conntrack and sysctls below `net` are the namespace's own, and so are abstract and TCP sockets; the file system is shared but
-/// for `/run`, where control sockets and the lock of iptables are.
+/// for `/run`, where control sockets and the lock of iptables are. It lasts as long as this value, and longer only if a process in it does.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
     directory: PathBuf,
+    holder: Child,
 }
 
 impl Netns {
-    /// A handle for the namespace `name`, which is made elsewhere; `directory` holds its `/run` and the logs of its programs.
-    pub(crate) fn new(name: String, directory: PathBuf) -> Result<Self> {
-        fs::create_dir_all(directory.join("run")).with_context(|| format!("cannot create {}", directory.display()))?;
-        Ok(Self { name, directory })
+    /// Makes the namespace; `directory` will hold its `/run` and the logs of its programs. `settings` are shell commands, such as writes to `/proc/sys`.
+    pub(crate) fn new(name: &str, directory: PathBuf, settings: &str) -> Result<Self> {
+        let run = directory.join("run");
+        fs::create_dir_all(&run).with_context(|| format!("cannot create {}", directory.display()))?;
+        let mut holder = Command::new("unshare");
+        holder.args(["--net", "--mount", "sh", "-c", HOLD]).arg(run).arg(settings);
+        let holder = holder.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot run unshare")?;
+        Ok(Self { name: name.to_owned(), directory, holder })
     }
 
-    /// As `ip netns` knows it.
+    /// Waits until the namespace is there with its settings. Nothing else may be asked of it before.
+    pub(crate) fn made(&mut self) -> Result {
+        let output = self.holder.stdout.as_mut().context("a namespace is waited for once")?;
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line).context("cannot read")?;
+        ensure!(line == "ready\n", "the network namespace {} cannot be made (this needs root)", self.name);
+        Ok(())
+    }
+
+    /// Its name within the world.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
+    /// The process by which others find this namespace.
+    #[must_use]
+    pub fn holder(&self) -> u32 {
+        self.holder.id()
+    }
+
     /// A command that will run in this namespace.
     #[must_use]
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new("ip");
-        // `ip netns exec` makes a mount namespace for the program, so the mount ends with it.
-        command.args(["netns", "exec", &self.name, "sh", "-c", r#"mount --bind "$0" /run && exec "$@""#]);
-        command.arg(self.directory.join("run")).arg(program);
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "--mount", "--target", &self.holder.id().to_string(), "--"]).arg(program);
         command
     }
 
     /// The start of a shell line that runs the rest of the line in this namespace.
     #[must_use]
     pub fn shell_prefix(&self) -> String {
-        let words = self.command("").get_args().map(|word| format!("'{}'", word.to_string_lossy())).collect::<Vec<_>>();
-        format!("ip {}", words.strip_suffix(&["''".to_owned()]).unwrap_or(&words).join(" "))
+        format!("nsenter --net --mount --target {} --", self.holder.id())
     }
 
     /// Runs a program to its end; its output.
@@ -159,15 +180,7 @@ impl Netns {
 
     /// Runs `ip -batch` with these lines in the namespace: one process for many settings.
     pub(crate) fn ip(&self, batch: &str) -> Result {
-        feed(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), batch)
-            .map(drop)
-            .with_context(|| format!("`ip -batch` in {} of:\n{batch}", self.name))
-    }
-
-    /// What `ip` says about a link.
-    pub(crate) fn link(&self, name: &str) -> Result<String> {
-        feed(Command::new("ip").args(["-n", &self.name, "-d", "-o", "link", "show", "dev", name]), "")
-            .with_context(|| format!("link {name} in {}", self.name))
+        self.exec_with_input(&["ip", "-batch", "-"], batch).map(drop).with_context(|| format!("with the lines\n{batch}"))
     }
 
     /// The file for the output of a program, new each time.
@@ -178,14 +191,17 @@ impl Netns {
     }
 }
 
-/// Runs `ip -batch` outside of all namespaces.
-pub(crate) fn ip(batch: &str) -> Result {
-    feed(Command::new("ip").args(["-batch", "-"]), batch).map(drop).with_context(|| format!("`ip -batch` of:\n{batch}"))
-}
-
 /// The program that makes and answers calls.
 pub(crate) fn probe() -> PathBuf {
     std::env::var_os("PROBE").map_or_else(|| PathBuf::from("probe"), PathBuf::from)
+}
+
+impl Drop for Netns {
+    /// The namespace goes with its last process.
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
 }
 
 fn feed(command: &mut Command, input: &str) -> Result<String> {

@@ -23,7 +23,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 
 use crate::agent::{self, Agent};
-use crate::netns::{self, Netns, probe};
+use crate::netns::{Netns, probe};
 use crate::{Family, Process, Result, eventually};
 
 /// The address of node on the lan.
@@ -135,14 +135,12 @@ static TESTS: RwLock<()> = RwLock::new(());
 /// The network of one test. Worlds share nothing, so tests run side by side.
 #[derive(Debug)]
 pub struct World {
-    prefix: String,
     directory: PathBuf,
     lan: Netns,
     node: Netns,
     node2: Netns,
     ext: Netns,
     last_host: [AtomicU32; 2],
-    namespaces: Mutex<Vec<String>>,
     agent_logs: Mutex<Vec<PathBuf>>,
 }
 
@@ -153,44 +151,41 @@ impl World {
     /// When namespaces cannot be made: this needs root.
     pub fn new() -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let prefix = format!("ki{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let directory = std::env::temp_dir().join(&prefix);
-        let netns = |name: &str| Netns::new(format!("{prefix}-{name}"), directory.join(name));
-        let world = Self {
-            lan: netns("lan")?,
-            node: netns("node")?,
-            node2: netns("node2")?,
-            ext: netns("ext")?,
-            prefix,
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("kube-ipvs-world-{}-{number}", std::process::id()));
+        let netns = |name: &str, settings: &str| Netns::new(name, directory.join(name), &format!("{SYSCTLS}{settings}"));
+        let mut world = Self {
+            lan: netns("lan", "")?,
+            node: netns("node", FORWARDING)?,
+            node2: netns("node2", FORWARDING)?,
+            ext: netns("ext", "")?,
             directory,
             // Host 1 of each pod network is the bridge.
             last_host: [AtomicU32::new(1), AtomicU32::new(1)],
-            namespaces: Mutex::default(),
             agent_logs: Mutex::default(),
         };
         fs::create_dir_all(world.manifests()).context("cannot create the directory of the manifests")?;
-        for (netns, settings) in [(&world.lan, ""), (&world.node, FORWARDING), (&world.node2, FORWARDING), (&world.ext, "")] {
-            world.add_namespace(netns, settings)?;
+        [&mut world.lan, &mut world.node, &mut world.node2, &mut world.ext].into_iter().try_for_each(Netns::made)?;
+        let hosts = [(&world.node, NODE_V4, NODE_V6), (&world.node2, NODE2_V4, NODE2_V6), (&world.ext, EXT_V4, EXT_V6)];
+        let cables =
+            hosts.map(|(host, v4, _)| format!("link add {} type veth peer name eth0 netns {}\n", lan_port(v4), host.holder()));
+        let plugs = hosts.map(|(_, v4, _)| format!("link set {} master br0 up\n", lan_port(v4)));
+        world.lan.ip(&format!(
+            "link add br0 type bridge\nlink set br0 up\nlink set lo up\n{}{}",
+            cables.concat(),
+            plugs.concat()
+        ))?;
+        for (host, v4, v6) in hosts {
+            let interfaces =
+                format!("link set lo up\nlink set eth0 up\naddress add {v4}/16 dev eth0\naddress add {v6}/64 dev eth0 nodad\n");
+            let more = match host.name() {
+                "node" => pod_network(On::Node),
+                "node2" => pod_network(On::Node2),
+                _ => format!("route add 10.96.0.0/16 via {NODE_V4}\nroute add fd00:96::/112 via {NODE_V6}\n"),
+            };
+            host.ip(&format!("{interfaces}{more}"))?;
         }
-        world.lan.ip("link add br0 type bridge\nlink set br0 up\nlink set lo up\n")?;
-        world.join_lan(&world.node, NODE_V4, NODE_V6)?;
-        world.join_lan(&world.node2, NODE2_V4, NODE2_V6)?;
-        world.join_lan(&world.ext, EXT_V4, EXT_V6)?;
-        for address in [NODE_V4, NODE2_V4, EXT_V4] {
-            forwards(&world.lan, &lan_port(address))?;
-        }
-        world.ext.ip(&format!("route add 10.96.0.0/16 via {NODE_V4}\nroute add fd00:96::/112 via {NODE_V6}\n"))?;
-        for (node, on, other, via4, via6) in
-            [(&world.node, On::Node, 2, NODE2_V4, NODE2_V6), (&world.node2, On::Node2, 1, NODE_V4, NODE_V6)]
-        {
-            let number = on.number();
-            // A node has a default route, as real ones do: without any, packets from its own processes to a VIP would not even start.
-            node.ip(&format!(
-                "link add cni0 type bridge\nlink set cni0 up\naddress add 10.244.{number}.1/24 dev cni0\naddress add fd00:244:0:{number}::1/64 dev cni0 nodad\n\
-                 route add 10.244.{other}.0/24 via {via4}\nroute add fd00:244:0:{other}::/64 via {via6}\n\
-                 route add default via {EXT_V4}\nroute add default via {EXT_V6}\n"
-            ))?;
-        }
+        forward(&world.lan, &hosts.map(|(_, v4, _)| lan_port(v4)))?;
         Ok(world)
     }
 
@@ -254,20 +249,20 @@ impl World {
         let host = u8::try_from(last_host.fetch_add(1, Ordering::Relaxed) + 1).context("a node has at most 254 pods")?;
         let v4 = Ipv4Addr::new(10, 244, number, host);
         let v6 = Ipv6Addr::new(0xfd00, 0x244, 0, number.into(), 0, 0, 0, host.into());
-        let netns = Netns::new(format!("{}-pod-{name}", self.prefix), self.directory.join(format!("pod-{name}")))?;
-        self.add_namespace(&netns, "")?;
+        let mut netns = Netns::new(name, self.directory.join(format!("pod-{name}")), SYSCTLS)?;
+        netns.made()?;
         // Hairpin, as CNI's bridge plugin is set up for Kubernetes: with br_netfilter, the answer of a pod that called itself leaves by the port where
         // it came in.
         node.ip(&format!(
             "link add veth{host} type veth peer name eth0 netns {}\nlink set veth{host} master cni0 up\n\
              link set veth{host} type bridge_slave hairpin on\n",
-            netns.name()
+            netns.holder()
         ))?;
         netns.ip(&format!(
             "link set lo up\nlink set eth0 up\naddress add {v4}/24 dev eth0\naddress add {v6}/64 dev eth0 nodad\n\
              route add default via 10.244.{number}.1\nroute add default via fd00:244:0:{number}::1\n"
         ))?;
-        forwards(node, &format!("veth{host}"))?;
+        forward(node, &[format!("veth{host}")])?;
         Ok(Pod { netns, name: name.to_owned(), on, v4, v6 })
     }
 
@@ -356,21 +351,6 @@ impl World {
         self.node.exec(&[&[program], arguments].concat())
     }
 
-    fn add_namespace(&self, netns: &Netns, settings: &str) -> Result {
-        netns::ip(&format!("netns add {}\n", netns.name())).context("network namespaces cannot be made (this needs root)")?;
-        if let Ok(mut namespaces) = self.namespaces.lock() {
-            namespaces.push(netns.name().to_owned());
-        }
-        netns.exec(&["sh", "-c", &format!("{SYSCTLS}{settings}")]).map(drop)
-    }
-
-    fn join_lan(&self, netns: &Netns, v4: Ipv4Addr, v6: Ipv6Addr) -> Result {
-        let port = lan_port(v4);
-        self.lan
-            .ip(&format!("link add {port} type veth peer name eth0 netns {}\nlink set {port} master br0 up\n", netns.name()))?;
-        netns.ip(&format!("link set lo up\nlink set eth0 up\naddress add {v4}/16 dev eth0\naddress add {v6}/64 dev eth0 nodad\n"))
-    }
-
     /// The node's tables and the agents' logs: what helps to see why something failed.
     #[must_use]
     pub fn diagnosis(&self) -> String {
@@ -393,9 +373,6 @@ impl Drop for World {
         if std::thread::panicking() {
             eprintln!("{}", self.diagnosis());
         }
-        let namespaces = self.namespaces.lock().map(|namespaces| namespaces.clone()).unwrap_or_default();
-        let batch: String = namespaces.iter().map(|name| format!("netns delete {name}\n")).collect();
-        let _ = netns::ip(&batch);
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
@@ -406,11 +383,29 @@ fn lan_port(address: Ipv4Addr) -> String {
     format!("veth{host}")
 }
 
-/// Waits until a bridge's port forwards: the kernel looks at carriers only once a second, and until then packets to the port are lost.
-fn forwards(netns: &Netns, port: &str) -> Result {
+/// The lines that give a node its pods' bridge and its routes.
+fn pod_network(on: On) -> String {
+    let (number, other, via4, via6) = match on {
+        On::Node => (1, 2, NODE2_V4, NODE2_V6),
+        On::Node2 => (2, 1, NODE_V4, NODE_V6),
+    };
+    // A node has a default route, as real ones do: without any, packets from its own processes to a VIP would not even start.
+    format!(
+        "link add cni0 type bridge\nlink set cni0 up\naddress add 10.244.{number}.1/24 dev cni0\naddress add fd00:244:0:{number}::1/64 dev cni0 nodad\n\
+         route add 10.244.{other}.0/24 via {via4}\nroute add fd00:244:0:{other}::/64 via {via6}\n\
+         route add default via {EXT_V4}\nroute add default via {EXT_V6}\n"
+    )
+}
+
+/// Waits until ports of a bridge forward: the kernel may look at carriers only once a second, and until then packets to the port are lost.
+fn forward(netns: &Netns, ports: &[String]) -> Result {
     eventually(START, || {
-        let link = netns.link(port)?;
-        ensure!(link.contains("state forwarding"), "the port {port} of {} does not forward: {link}", netns.name());
+        let links = netns.exec(&["ip", "-d", "-o", "link", "show"])?;
+        for port in ports {
+            let is_port = |line: &&str| line.split_whitespace().nth(1).is_some_and(|name| name.split('@').next() == Some(port));
+            let link = links.lines().find(is_port).with_context(|| format!("{} has no {port}", netns.name()))?;
+            ensure!(link.contains("state forwarding"), "the port {port} of {} does not forward: {link}", netns.name());
+        }
         Ok(())
     })
 }

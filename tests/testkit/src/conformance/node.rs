@@ -16,7 +16,7 @@ use crate::agent::program;
 use crate::conformance::case::{Case, Interfaces, Kind, NodeFacts, Object, ObjectName, Pre, Step, VirtualServer, family_of};
 use crate::conformance::flows::Flows;
 use crate::conformance::observed::{FLOWS_SCRIPT, Observed, RULES_SCRIPT, SCRIPT};
-use crate::netns::{self, Netns};
+use crate::netns::Netns;
 use crate::{Family, Process, Protocol, Result, eventually};
 
 /// An agent that starts needs about a second in an emulated guest, some with others beside it.
@@ -53,8 +53,11 @@ impl Node {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("kc{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let directory = std::env::temp_dir().join(&name);
+        let single_stack = if case.config.only == Some(Family::V4) { "; echo 1 >all/disable_ipv6" } else { "" };
+        let mut netns = Netns::new(&name, directory.clone(), &format!("{SYSCTLS}{single_stack}"))?;
+        netns.made()?;
         let mut node = Self {
-            netns: Netns::new(name, directory.clone())?,
+            netns,
             facts: node_object(&case.node, &case.config.pod_cidrs),
             only: case.config.only,
             interfaces: Interfaces::new(),
@@ -66,9 +69,6 @@ impl Node {
             directory,
         };
         fs::create_dir_all(node.directory.join("manifests")).context("cannot create the directory of the manifests")?;
-        netns::ip(&format!("netns add {}\n", node.netns.name())).context("network namespaces cannot be made (this needs root)")?;
-        let single_stack = if case.config.only == Some(Family::V4) { "; echo 1 >all/disable_ipv6" } else { "" };
-        node.netns.exec(&["sh", "-c", &format!("{SYSCTLS}{single_stack}")])?;
         node.netns.ip("link set lo up\n")?;
         node.set_interfaces(&case.node.interfaces)?;
         node.put_before(&case.pre).context("what the kernel is to hold before")?;
@@ -264,7 +264,6 @@ impl Drop for Node {
     fn drop(&mut self) {
         // First the agent, which holds the namespace.
         self.agent = None;
-        let _ = netns::ip(&format!("netns delete {}\n", self.netns.name()));
         let _ = fs::remove_dir_all(&self.directory);
     }
 }
