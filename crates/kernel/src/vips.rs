@@ -17,8 +17,11 @@ use crate::{Error, Report};
 /// The VIPs of this network namespace. A [`Kernel`](crate::Kernel) has one; by itself it does without IPVS.
 pub struct Vips {
     socket: Socket,
+    /// Stand-ins (see [`Vips::routes_at_stake`]) that a process left when it was killed; they go with the next change.
+    strays: Vec<LocalRoute>,
 }
 
+const LOOPBACK: &str = "lo";
 const EOPNOTSUPP: i32 = 95;
 
 impl Vips {
@@ -29,7 +32,7 @@ impl Vips {
     pub fn open() -> Result<Self, Error> {
         let socket = Socket::for_requests(NlFamily::Route, "route")?;
         socket.check_strictly();
-        Ok(Self { socket })
+        Ok(Self { socket, strays: Vec::new() })
     }
 
     /// The VIPs of these families that are bound to our device, and by which means; none without the device.
@@ -39,10 +42,15 @@ impl Vips {
     pub fn observe(&mut self, families: &BTreeSet<Family>) -> Result<BTreeMap<Vip, Option<IpAddr>>, Error> {
         let mut vips = BTreeMap::new();
         let Some(device) = self.device()? else { return Ok(vips) };
+        self.strays.clear();
         for family in families {
-            vips.extend(
-                self.routes(*family, device.index)?.iter().map(|route| (Vip::new(route.address, Via::Route), route.source)),
-            );
+            for route in self.routes(*family)? {
+                if route.link == device.index {
+                    vips.insert(Vip::new(route.address, Via::Route), route.source);
+                } else {
+                    self.strays.push(route);
+                }
+            }
         }
         let of_ours =
             |address: &Address| address.link == device.index && is_vip(address) && families.contains(&Family::of(address.address));
@@ -79,10 +87,10 @@ impl Vips {
         Ok(!addresses.iter().any(|address| address.link == device.index && address.address.is_ipv4()))
     }
 
-    /// Our routes of a family on our device.
-    fn routes(&mut self, family: Family, device: u32) -> Result<Vec<LocalRoute>, Error> {
-        let filter = RouteFilter { family, protocol: Some(rtnl::PROTOCOL), link: Some(device) };
-        let routes = self.socket.dump(
+    /// The local routes of a family with our protocol number, whichever device they are on.
+    fn routes(&mut self, family: Family) -> Result<Vec<LocalRoute>, Error> {
+        let filter = RouteFilter { family, protocol: Some(rtnl::PROTOCOL), link: None };
+        self.socket.dump(
             "listing VIP routes",
             |batch, seq| rtnl::get_routes(batch, seq, filter),
             |routes: &mut Vec<LocalRoute>, _, payload| {
@@ -90,8 +98,7 @@ impl Vips {
                 routes.extend(rtnl::parse_route(payload)?.known().as_ref().and_then(Route::ours));
                 Ok(())
             },
-        )?;
-        Ok(routes.into_iter().filter(|route| route.link == device).collect())
+        )
     }
 
     fn addresses(&mut self, link: Option<u32>) -> Result<Vec<Address>, Error> {
@@ -114,11 +121,15 @@ impl Vips {
             Ok(None) => return,
             Err(error) => return fail_all(steps, error, report),
         };
-        let at_stake = match self.routes_at_stake(device.index, steps) {
+        let (at_stake, stand_ins) = match self.routes_at_stake(device.index, steps) {
             Ok(routes) => routes,
             Err(error) => return fail_all(steps, error, report),
         };
+        let strays = std::mem::take(&mut self.strays);
         let mut pipeline = Pipeline::new(&mut self.socket, refused);
+        for route in &stand_ins {
+            pipeline.push(None, |batch, seq| rtnl::prepend_local_route(batch, seq, route));
+        }
         for (index, step) in steps {
             match step {
                 Step::BindVip { vip, source } => {
@@ -133,7 +144,10 @@ impl Vips {
             }
         }
         for route in &at_stake {
-            pipeline.push(None, |batch, seq| rtnl::add_local_route(batch, seq, route));
+            pipeline.push(None, |batch, seq| rtnl::prepend_local_route(batch, seq, route));
+        }
+        for route in stand_ins.iter().chain(&strays) {
+            pipeline.push(None, |batch, seq| rtnl::del_local_route(batch, seq, route));
         }
         let Outcome { failures, broken } = pipeline.finish();
         let mut taken = Vec::new();
@@ -156,9 +170,10 @@ impl Vips {
         }
     }
 
-    /// The routes to make again when `steps` have been carried out: with the last IPv4 address of a device Linux takes all IPv4 routes of
-    /// the device along (`fib_disable_ip`).
-    fn routes_at_stake(&mut self, device: u32, steps: &[(usize, &Step)]) -> Result<Vec<LocalRoute>, Error> {
+    /// The routes to make again when `steps` have been carried out, and those that stand in for them until then: with the last IPv4 address of a device
+    /// Linux takes all IPv4 routes of the device along (`fib_disable_ip`). A packet that came before they are back would be forwarded, as to a
+    /// stranger.
+    fn routes_at_stake(&mut self, device: u32, steps: &[(usize, &Step)]) -> Result<(Vec<LocalRoute>, Vec<LocalRoute>), Error> {
         let unbound: BTreeSet<Vip> = steps
             .iter()
             .filter_map(|(_, step)| match step {
@@ -167,11 +182,16 @@ impl Vips {
             })
             .collect();
         if !unbound.iter().any(|vip| vip.via == Via::Address && vip.family() == Family::V4) {
-            return Ok(Vec::new());
+            return Ok(Default::default());
         }
-        let mut routes = self.routes(Family::V4, device)?;
-        routes.retain(|route| !unbound.contains(&Vip::new(route.address, Via::Route)));
-        Ok(routes)
+        let mut routes = self.routes(Family::V4)?;
+        routes.retain(|route| route.link == device && !unbound.contains(&Vip::new(route.address, Via::Route)));
+        let loopback = self.link(LOOPBACK)?.filter(Link::is_up);
+        // Any device that keeps its addresses will do: a local route is good for packets from everywhere.
+        let stand_ins =
+            loopback.iter().flat_map(|loopback| routes.iter().map(|route| LocalRoute { link: loopback.index, ..*route }));
+        let stand_ins = stand_ins.collect();
+        Ok((routes, stand_ins))
     }
 
     /// Binds as a route what is still bound as an address: in IPv4 the kernel's own route to that address is in the way of another. A
@@ -226,18 +246,17 @@ impl Vips {
     }
 
     fn device(&mut self) -> Result<Option<Link>, Error> {
-        let link = self.socket.ask(
-            "looking for the VIP device",
-            |batch, seq| rtnl::get_link(batch, seq, DEVICE),
-            |_, payload| rtnl::parse_link(payload),
-        )?;
-        match link {
+        match self.link(DEVICE)? {
             Some(link) if link.kind.as_deref() != Some("dummy") => Err(Error::missing_feature(
                 format!("the device {DEVICE}"),
                 "there is a device of that name that is no dummy device; rename or remove it",
             )),
             link => Ok(link),
         }
+    }
+
+    fn link(&mut self, name: &str) -> Result<Option<Link>, Error> {
+        self.socket.ask("looking for a link", |batch, seq| rtnl::get_link(batch, seq, name), |_, payload| rtnl::parse_link(payload))
     }
 
     fn execute(&mut self, write: impl FnOnce(&mut Batch, u32) -> Result<(), Malformed>) -> Result<(), Error> {
