@@ -21,7 +21,8 @@ pub struct Vips {
     strays: Vec<LocalRoute>,
 }
 
-const LOOPBACK: &str = "lo";
+/// `LOOPBACK_IFINDEX` (include/net/flow.h): the loopback device is the first of every network namespace.
+const LOOPBACK: u32 = 1;
 const EOPNOTSUPP: i32 = 95;
 
 impl Vips {
@@ -47,7 +48,7 @@ impl Vips {
             for route in self.routes(*family)? {
                 if route.link == device.index {
                     vips.insert(Vip::new(route.address, Via::Route), route.source);
-                } else {
+                } else if route.link == LOOPBACK {
                     self.strays.push(route);
                 }
             }
@@ -186,11 +187,8 @@ impl Vips {
         }
         let mut routes = self.routes(Family::V4)?;
         routes.retain(|route| route.link == device && !unbound.contains(&Vip::new(route.address, Via::Route)));
-        let loopback = self.link(LOOPBACK)?.filter(Link::is_up);
-        // Any device that keeps its addresses will do: a local route is good for packets from everywhere.
-        let stand_ins =
-            loopback.iter().flat_map(|loopback| routes.iter().map(|route| LocalRoute { link: loopback.index, ..*route }));
-        let stand_ins = stand_ins.collect();
+        // Any device will do: a local route is good for packets from everywhere.
+        let stand_ins = routes.iter().map(|route| LocalRoute { link: LOOPBACK, ..*route }).collect();
         Ok((routes, stand_ins))
     }
 
