@@ -8,6 +8,7 @@ mod changes;
 mod cluster;
 mod drain;
 mod foreign;
+mod matrix;
 mod policies;
 mod sizes;
 mod start;

@@ -34,7 +34,7 @@ mod world;
 
 pub use crate::agent::Agent;
 pub use crate::eventually::eventually;
-pub use crate::netns::Netns;
+pub use crate::netns::{Netns, Series};
 pub use crate::process::Process;
 pub use crate::protocol::{Family, Protocol};
 pub use crate::reply::{Answer, Calls, Reply, answers, shares};

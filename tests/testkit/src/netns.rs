@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,6 +15,19 @@ use crate::{Calls, Process, Protocol, Reply, Result};
 
 /// Longer than the kernel waits before it sends a lost first packet again (TCP 1 s, SCTP 3 s): a guest that is emulated on a busy machine drops some.
 const PATIENCE_MS: &str = "5000";
+
+/// Calls to one target.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// How to call.
+    pub protocol: Protocol,
+    /// Whom to call.
+    pub target: SocketAddr,
+    /// The address to call from; `None` for the kernel's choice.
+    pub source: Option<IpAddr>,
+    /// The port of the first call; each further one comes from the next.
+    pub first_port: u16,
+}
 
 /// What the namespace's first process does: gives the namespace a `/run` of its own, and a `/sys` that shows its devices, takes the settings, and stays
 /// until its input ends, which is when the test is gone, however it went.
@@ -157,6 +171,21 @@ impl Netns {
             );
         }
         Reply::parse_all(&String::from_utf8_lossy(&output.stdout))
+    }
+
+    /// Makes series of `count` calls each, side by side; the replies of each series. A series ends with its first call that has no answer.
+    ///
+    /// # Errors
+    /// When the calls cannot be made at all. That a call fails is data: see [`Reply`].
+    pub fn call_side_by_side(&self, series: &[Series], count: usize) -> Result<Vec<Vec<Reply>>> {
+        let line = |Series { protocol, target, source, first_port }: &Series| {
+            let source = source.map_or_else(|| "-".to_owned(), |source| source.to_string());
+            format!("{protocol} {target} {count} {PATIENCE_MS} {source} {first_port}\n")
+        };
+        let probe = probe();
+        let probe = probe.to_str().context("the path of probe is no text")?;
+        let output = self.exec_with_input(&[probe, "series"], &series.iter().map(line).collect::<String>())?;
+        Reply::parse_series(&output, series.len())
     }
 
     /// Calls again and again in the background, with a pause between calls.

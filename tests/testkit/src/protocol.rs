@@ -1,6 +1,9 @@
 //! The protocols and families that Services have.
 
 use std::fmt;
+use std::str::FromStr;
+
+use anyhow::Context as _;
 
 /// A transport protocol; displayed in lower case, as `probe` takes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +38,14 @@ impl fmt::Display for Protocol {
             Self::Udp => "udp",
             Self::Sctp => "sctp",
         })
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|protocol| protocol.to_string() == text).with_context(|| format!("{text:?} is no protocol"))
     }
 }
 

@@ -32,7 +32,10 @@ pub struct Answer {
 impl Reply {
     /// Reads a line of `probe call`.
     fn parse(line: &str) -> Result<Self> {
-        let value: Value = serde_json::from_str(line).with_context(|| format!("probe printed no JSON: {line}"))?;
+        Self::read(&json(line)?, line)
+    }
+
+    fn read(value: &Value, line: &str) -> Result<Self> {
         let text =
             |field: &str| value.get(field).and_then(Value::as_str).with_context(|| format!("probe printed no {field:?}: {line}"));
         let ms = value.get("ms").and_then(Value::as_f64).with_context(|| format!("probe printed no \"ms\": {line}"))?;
@@ -44,10 +47,26 @@ impl Reply {
         Ok(Self { outcome, took: Duration::from_secs_f64(ms / 1000.0) })
     }
 
+    /// Reads the output of `probe series`: the replies of each of `count` series.
+    pub(crate) fn parse_series(output: &str, count: usize) -> Result<Vec<Vec<Self>>> {
+        let mut series = vec![Vec::new(); count];
+        for line in output.lines() {
+            let value = json(line)?;
+            let number = value.get("series").and_then(Value::as_u64).and_then(|number| usize::try_from(number).ok());
+            let replies = number.and_then(|number| series.get_mut(number)).with_context(|| format!("no such series: {line}"))?;
+            replies.push(Self::read(&value, line)?);
+        }
+        Ok(series)
+    }
+
     /// Reads the output of `probe call`; an unfinished last line is left out.
     pub(crate) fn parse_all(output: &str) -> Result<Vec<Self>> {
         output.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(Self::parse).collect()
     }
+}
+
+fn json(line: &str) -> Result<Value> {
+    serde_json::from_str(line).with_context(|| format!("probe printed no JSON: {line}"))
 }
 
 /// The answers of calls that must all be answered.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 use socket2::{Domain, SockAddr, Socket, Type};
 use testkit::Protocol;
 
@@ -33,6 +33,10 @@ enum Command {
     Serve(Serve),
     /// Make calls and print a JSON object for each; exits with 1 when one failed
     Call(Call),
+    /// Make series of calls side by side and print a JSON object for each call, with the number of its series, from 0. Each line of the input is a
+    /// series: PROTOCOL ADDRESS:PORT COUNT MILLISECONDS SOURCE FIRST-PORT. SOURCE is the address to call from, or `-` for the kernel's choice; each call
+    /// comes from a port of its own, from FIRST-PORT on. A series ends with its first call that has no answer
+    Series,
 }
 
 #[derive(Args)]
@@ -79,6 +83,9 @@ struct CallOptions {
     /// Milliseconds that a call may take
     #[arg(long, default_value_t = 1000)]
     timeout_ms: u64,
+    /// Call from this address (otherwise the kernel chooses one)
+    #[arg(long)]
+    source: Option<IpAddr>,
     /// Call from this port (otherwise each call gets one from the kernel)
     #[arg(long, default_value_t = 0)]
     source_port: u16,
@@ -94,6 +101,7 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Serve(serve) => serve.run().map(|()| true),
         Command::Call(call) => call.run(),
+        Command::Series => series().map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -247,17 +255,9 @@ impl Call {
                 thread::sleep(Duration::from_millis(options.interval_ms));
             }
             made += 1;
-            let start = Instant::now();
-            let result =
-                call(protocol, options, start + Duration::from_millis(options.timeout_ms)).and_then(|answer| parse(&answer));
-            let ms = start.elapsed().as_secs_f64() * 1000.0;
-            let line = match result {
-                Ok([name, local, peer]) => json!({"ok": true, "name": name, "local": local, "peer": peer, "ms": ms}),
-                Err(error) => {
-                    all = false;
-                    json!({"ok": false, "error": describe(&error), "ms": ms})
-                }
-            };
+            let reply = reply(protocol, options);
+            all &= reply.is_ok();
+            let line = reply.unwrap_or_else(|error| error);
             // One write a line: a reader sees whole lines, whenever this process is killed.
             output.write_all(format!("{line}\n").as_bytes()).context("cannot print")?;
             output.flush().context("cannot print")?;
@@ -266,12 +266,65 @@ impl Call {
     }
 }
 
+/// Makes a call; what became of it, answered or not.
+fn reply(protocol: Protocol, options: &CallOptions) -> std::result::Result<Value, Value> {
+    let start = Instant::now();
+    let result = call(protocol, options, start + Duration::from_millis(options.timeout_ms)).and_then(|answer| parse(&answer));
+    let ms = start.elapsed().as_secs_f64() * 1000.0;
+    match result {
+        Ok([name, local, peer]) => Ok(json!({"ok": true, "name": name, "local": local, "peer": peer, "ms": ms})),
+        Err(error) => Err(json!({"ok": false, "error": describe(&error), "ms": ms})),
+    }
+}
+
+fn series() -> Result<()> {
+    let lines = io::stdin().lines().collect::<io::Result<Vec<_>>>().context("cannot read the series")?;
+    let series =
+        lines.iter().map(|line| read_series(line).with_context(|| format!("the series {line:?}"))).collect::<Result<Vec<_>>>()?;
+    thread::scope(|scope| {
+        for (number, (protocol, options)) in series.iter().enumerate() {
+            scope.spawn(move || {
+                let ports = options.source_port..;
+                for (source_port, _) in ports.zip(0..options.count) {
+                    let reply = reply(*protocol, &CallOptions { source_port, ..*options });
+                    let is_last = reply.is_err();
+                    let (Ok(mut line) | Err(mut line)) = reply;
+                    if let Some(fields) = line.as_object_mut() {
+                        fields.insert("series".to_owned(), number.into());
+                    }
+                    println!("{line}");
+                    if is_last {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+fn read_series(line: &str) -> Result<(Protocol, CallOptions)> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let [protocol, target, count, timeout_ms, source, first_port] = words[..] else { bail!("has another number of words than 6") };
+    let source = (source != "-").then(|| source.parse()).transpose().context("SOURCE is no address")?;
+    let options = CallOptions {
+        target: target.parse().context("ADDRESS:PORT is not that")?,
+        count: count.parse().context("COUNT is no number")?,
+        timeout_ms: timeout_ms.parse().context("MILLISECONDS is no number")?,
+        source,
+        source_port: first_port.parse().context("FIRST-PORT is no port")?,
+        interval_ms: 0,
+        until_killed: false,
+    };
+    Ok((protocol.parse()?, options))
+}
+
 fn call(protocol: Protocol, options: &CallOptions, deadline: Instant) -> io::Result<String> {
     let target = options.target;
     let mut socket = open(protocol, target)?;
-    if options.source_port != 0 {
-        socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::new(unspecified(target), options.source_port).into())?;
+    if options.source_port != 0 || options.source.is_some() {
+        socket.set_reuse_address(options.source_port != 0)?;
+        socket.bind(&SocketAddr::new(options.source.unwrap_or(unspecified(target)), options.source_port).into())?;
     }
     socket.connect_timeout(&target.into(), left(deadline)?)?;
     let mut answer = Vec::new();
