@@ -57,5 +57,5 @@ pub use fragment::{Fragment, Frontend, FrontendKind, HealthCheck, TrafficPolicy}
 pub use index::{Index, Kind, Priority};
 pub use ledger::{Conflict, Ledger, Owner};
 pub use name::ServiceName;
-pub use problem::Problem;
+pub use problem::{Problem, Reason};
 pub use rules::{RuleOptions, rules};

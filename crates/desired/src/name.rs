@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::problem::{Problem, quoted};
+use crate::problem::{Problem, Reason, quoted};
 
 /// The namespace and name of a Service, written `namespace/name`.
 ///
@@ -44,10 +44,16 @@ impl ServiceName {
         let name = metadata.name.as_deref().unwrap_or_default();
         let object = || format!("{kind} {} in namespace {}", quoted(name), quoted(namespace));
         if name.is_empty() {
-            return Err(Problem::new(&object(), "metadata.name", "is missing; give the object a name, without one it is ignored"));
+            return Err(Problem::new(
+                Reason::InvalidField,
+                &object(),
+                "metadata.name",
+                "is missing; give the object a name, without one it is ignored",
+            ));
         }
         if name.contains('/') || namespace.contains('/') {
             return Err(Problem::new(
+                Reason::InvalidField,
                 &object(),
                 "metadata",
                 "has a '/' in the name or the namespace; rename the object, as it stands it is ignored",

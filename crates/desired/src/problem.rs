@@ -11,6 +11,8 @@ const MAX_QUOTED: usize = 64;
 /// A part of an object that is not served, and why. Everything else of the object is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
+    /// What kind of problem it is.
+    pub reason: Reason,
     /// The object, such as `Service shop/web`.
     pub object: Box<str>,
     /// The field, such as `spec.ports[1].port`.
@@ -19,9 +21,72 @@ pub struct Problem {
     pub message: Box<str>,
 }
 
+/// What kind of problem it is, in one word. The words label metrics and are the reasons of Kubernetes Events, so they do not change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// A field has a value that the API does not give a meaning.
+    InvalidField,
+    /// An older Service has the same address, port and protocol.
+    Conflict,
+    /// An address is not this Service's to take.
+    AddressRefused,
+    /// An annotation asks for a scheduler that the kernel does not have.
+    UnknownScheduler,
+    /// A program of the node listens on the port.
+    PortInUse,
+    /// All packet marks are given to other frontends.
+    NoPacketMark,
+    /// The kernel did not take a virtual server, or a part of it.
+    KernelRefused,
+}
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::InvalidField,
+        Self::Conflict,
+        Self::AddressRefused,
+        Self::UnknownScheduler,
+        Self::PortInUse,
+        Self::NoPacketMark,
+        Self::KernelRefused,
+    ];
+
+    /// The word, in the form that Kubernetes has reasons in.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidField => "InvalidField",
+            Self::Conflict => "Conflict",
+            Self::AddressRefused => "AddressRefused",
+            Self::UnknownScheduler => "UnknownScheduler",
+            Self::PortInUse => "PortInUse",
+            Self::NoPacketMark => "NoPacketMark",
+            Self::KernelRefused => "KernelRefused",
+        }
+    }
+
+    /// Whether the problem is one of this node. All other problems follow from the objects, and every node that sees those has them.
+    #[must_use]
+    pub const fn is_of_node(self) -> bool {
+        match self {
+            Self::InvalidField | Self::Conflict | Self::AddressRefused => false,
+            Self::UnknownScheduler | Self::PortInUse | Self::NoPacketMark | Self::KernelRefused => true,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
 impl Problem {
-    pub(crate) fn new(object: &str, field: &str, message: &str) -> Self {
-        Self { object: object.into(), field: field.into(), message: message.into() }
+    /// `object` is named as in `Service shop/web`; `message` is read after `field`.
+    #[must_use]
+    pub fn new(reason: Reason, object: &str, field: &str, message: &str) -> Self {
+        Self { reason, object: object.into(), field: field.into(), message: message.into() }
     }
 }
 
@@ -46,17 +111,24 @@ impl Problems {
         Self { object: format!("{kind} {name}").into(), list: Vec::new(), more: 0 }
     }
 
+    /// Adds an [invalid field](Reason::InvalidField).
     pub(crate) fn add(&mut self, field: impl AsRef<str>, message: impl AsRef<str>) {
+        self.add_for(Reason::InvalidField, field, message);
+    }
+
+    /// Adds a problem of another kind.
+    pub(crate) fn add_for(&mut self, reason: Reason, field: impl AsRef<str>, message: impl AsRef<str>) {
         if self.list.len() < MAX_PER_OBJECT {
-            self.list.push(Problem::new(&self.object, field.as_ref(), message.as_ref()));
+            self.list.push(Problem::new(reason, &self.object, field.as_ref(), message.as_ref()));
         } else {
             self.more += 1;
         }
     }
 
     pub(crate) fn finish(mut self) -> Box<[Problem]> {
-        if self.more > 0 {
-            self.list.push(Problem::new(&self.object, "the object", &format!("has {} more such problems", self.more)));
+        if let Some(last) = self.list.last().filter(|_| self.more > 0) {
+            let more = format!("has {} more such problems", self.more);
+            self.list.push(Problem::new(last.reason, &self.object, "the object", &more));
         }
         self.list.into()
     }
@@ -81,6 +153,16 @@ mod tests {
         let list = problems.finish();
         assert_eq!(list.len(), MAX_PER_OBJECT + 1);
         assert_eq!(list.last().unwrap().to_string(), "Service shop/web: the object has 984 more such problems");
+    }
+
+    #[test]
+    fn reasons_are_words_as_kubernetes_has_them_and_differ() {
+        let words: std::collections::BTreeSet<_> = Reason::ALL.map(Reason::as_str).into();
+        assert_eq!(words.len(), Reason::ALL.len());
+        assert!(
+            words.iter().all(|word| word.starts_with(char::is_uppercase) && word.chars().all(char::is_alphabetic)),
+            "{words:?}"
+        );
     }
 
     #[test]
