@@ -117,6 +117,18 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) node_port_addresses: &'a [IpAddr],
 }
 
+impl FrontendKind {
+    /// The field that makes it one.
+    pub(crate) const fn field(self) -> &'static str {
+        match self {
+            Self::ClusterIp => "spec.clusterIPs",
+            Self::ExternalIp => "spec.externalIPs",
+            Self::LoadBalancer => "status.loadBalancer.ingress",
+            Self::NodePort => "spec.ports[].nodePort",
+        }
+    }
+}
+
 impl Frontend {
     /// The virtual server that serves it.
     #[must_use]

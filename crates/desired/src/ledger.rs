@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::fragment::{Fragment, Frontend};
 use crate::marks::Marks;
 use crate::name::ServiceName;
+use crate::problem::{Problem, Problems, Reason};
 
 /// Merges the fragments of all Services into the desired state of the node.
 ///
@@ -26,6 +27,12 @@ pub struct Ledger {
     owners: BTreeMap<VirtualServerKey, Claim>,
     /// Who would take over the keys that more than one Service claims, in order. Never an empty list.
     waiting: BTreeMap<VirtualServerKey, VecDeque<Claim>>,
+    /// The same by Service: the keys that it claims and another has. Never an empty set.
+    waits_for: BTreeMap<ServiceName, BTreeSet<VirtualServerKey>>,
+    /// Frontends that need a mark when all are given.
+    unmarked: BTreeSet<VirtualServerKey>,
+    /// The Services whose [problems](Self::take_problems) may have changed.
+    touched: BTreeSet<ServiceName>,
     /// How many want it.
     members: BTreeMap<(Set, Member), u32>,
     /// How many want it.
@@ -101,6 +108,9 @@ impl Ledger {
             fragments: BTreeMap::new(),
             owners: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            waits_for: BTreeMap::new(),
+            unmarked: BTreeSet::new(),
+            touched: BTreeSet::new(),
             members: BTreeMap::new(),
             vips: BTreeMap::new(),
             sets: config.families.iter().copied().flat_map(Set::of_family).map(|set| (set, empty)).collect(),
@@ -120,11 +130,19 @@ impl Ledger {
         let keys: BTreeSet<_> =
             [&previous, &fragment].into_iter().flatten().flat_map(Fragment::frontends).map(Frontend::key).collect();
         let owners_before: Vec<_> = keys.iter().map(|key| self.owner_name(key).cloned()).collect();
-        for key in &keys {
+        for (key, before) in keys.iter().zip(&owners_before) {
+            let contested = self.waiting.contains_key(key);
             self.withdraw(key, name);
             if let Some(created) = fragment.as_ref().filter(|fragment| fragment.frontend(key).is_some()).map(|new| new.created) {
                 self.claim(*key, Claim { created, service: name.clone() });
             }
+            if contested || self.waiting.contains_key(key) {
+                self.note_claims(*key, name, before.as_ref());
+            }
+        }
+
+        if !self.unmarked.is_empty() {
+            self.touched.insert(name.clone());
         }
 
         // What is wanted on is counted before what is not is taken off, so that nothing passes through zero on the way.
@@ -154,6 +172,7 @@ impl Ledger {
         previous.iter().flat_map(Fragment::local_members).for_each(|member| self.release(member, &mut scope));
 
         self.fragments.extend(fragment.map(|fragment| (name.clone(), fragment)));
+        self.hand_on_marks(&mut scope);
         self.grow_sets(&mut scope);
         scope
     }
@@ -279,6 +298,38 @@ impl Ledger {
         })
     }
 
+    /// What of a Service is not served because of others: another has what it claims, or nothing is left for it. Of the Services for
+    /// which that may have changed since the last call, each with all there is to say of it now, be it nothing.
+    pub fn take_problems(&mut self) -> Vec<(ServiceName, Box<[Problem]>)> {
+        let touched = std::mem::take(&mut self.touched);
+        touched.into_iter().map(|name| (name.clone(), self.problems(&name))).collect()
+    }
+
+    fn problems(&self, name: &ServiceName) -> Box<[Problem]> {
+        let mut problems = Problems::of("Service", name);
+        let Some(fragment) = self.fragments.get(name) else { return problems.finish() };
+        for key in self.waits_for.get(name).into_iter().flatten() {
+            if let (Some(frontend), Some(owner)) = (fragment.frontend(key), self.owner_name(key)) {
+                let message = format!(
+                    "claims {key}, which Service {owner} had before, and is not served there as long as that has it; \
+                     give one of the two another address or port"
+                );
+                problems.add_for(Reason::Conflict, frontend.kind.field(), message);
+            }
+        }
+        let needs_mark = |frontend: &&Frontend| !self.unmarked.is_empty() && self.unmarked.contains(&frontend.key());
+        for frontend in fragment.frontends().iter().filter(needs_mark).filter(|one| self.owner_name(&one.key()) == Some(name)) {
+            let message = format!(
+                "is Local, and all {} packet marks of this node are given to other frontends: callers inside the cluster reach {} \
+                 on this node's endpoints alone; set it to Cluster here or elsewhere, or have fewer external addresses and node ports",
+                Marks::CAPACITY,
+                frontend.key()
+            );
+            problems.add_for(Reason::NoPacketMark, "spec.externalTrafficPolicy", message);
+        }
+        problems.finish()
+    }
+
     fn owner_name(&self, key: &VirtualServerKey) -> Option<&ServiceName> {
         Some(&self.owners.get(key)?.service)
     }
@@ -334,26 +385,83 @@ impl Ledger {
         }
     }
 
+    /// Takes note that `name` has claimed or given up `key`, which `before` had and which others claim as well, or did.
+    fn note_claims(&mut self, key: VirtualServerKey, name: &ServiceName, before: Option<&ServiceName>) {
+        let owner = self.owner_name(&key).cloned();
+        let waiting = self.waiting.get(&key).into_iter().flatten().map(|claim| claim.service.clone());
+        let (concerned, waiting): (BTreeSet<_>, BTreeSet<_>) = if owner.as_ref() == before {
+            // Whoever else waits still waits for the same.
+            let waits = waiting.filter(|waits| waits == name).collect();
+            ([name.clone()].into(), waits)
+        } else {
+            let waiting: BTreeSet<_> = waiting.collect();
+            let parties = [Some(name), owner.as_ref()].into_iter().flatten().cloned();
+            (parties.chain(waiting.iter().cloned()).collect(), waiting)
+        };
+        for service in concerned {
+            if waiting.contains(&service) {
+                self.waits_for.entry(service.clone()).or_default().insert(key);
+            } else if let Entry::Occupied(mut entry) = self.waits_for.entry(service.clone()) {
+                entry.get_mut().remove(&key);
+                if entry.get().is_empty() {
+                    entry.remove();
+                }
+            }
+            self.touched.insert(service);
+        }
+    }
+
     /// Gives the frontend `key` its mark, or takes it back, and puts the virtual server behind the mark in scope.
     fn follow_mark(&mut self, key: VirtualServerKey, after: Option<&Holding>, before: Option<&Holding>, scope: &mut Scope) {
         let marked =
             |holding: Option<&Holding>| holding.filter(|holding| holding.frontend.has_in_cluster()).map(|holding| holding.frontend);
         let family = key.family();
         match (marked(after), marked(before)) {
-            (Some(frontend), before) => {
-                let Some(mark) = self.marks.acquire(key) else { return };
+            (Some(frontend), _) => {
+                let had_mark = self.marks.of(&key).is_some();
+                let Some(mark) = self.marks.acquire(key) else {
+                    self.unmarked.insert(key);
+                    self.touch_owner(&key);
+                    return;
+                };
                 scope.virtual_servers.insert(VirtualServerKey::Mark { family, mark });
-                if before.is_none() {
+                if !had_mark {
                     self.acquire(frontend.marked(mark), scope);
+                    self.forget_unmarked(&key);
                 }
             }
             (None, Some(frontend)) => {
+                self.forget_unmarked(&key);
                 let Some(mark) = self.marks.release(&key) else { return };
                 scope.virtual_servers.insert(VirtualServerKey::Mark { family, mark });
                 self.release(frontend.marked(mark), scope);
             }
             (None, None) => {}
         }
+    }
+
+    /// Gives marks that have become free to frontends that need one.
+    fn hand_on_marks(&mut self, scope: &mut Scope) {
+        while let Some(key) = self.unmarked.first().copied()
+            && let Some(mark) = self.marks.acquire(key)
+        {
+            self.forget_unmarked(&key);
+            let owner = self.owner_name(&key).and_then(|owner| self.fragments.get(owner));
+            let Some(frontend) = owner.and_then(|fragment| fragment.frontend(&key)).copied() else { continue };
+            scope.virtual_servers.insert(VirtualServerKey::Mark { family: key.family(), mark });
+            self.acquire(frontend.marked(mark), scope);
+        }
+    }
+
+    fn forget_unmarked(&mut self, key: &VirtualServerKey) {
+        if self.unmarked.remove(key) {
+            self.touch_owner(key);
+        }
+    }
+
+    fn touch_owner(&mut self, key: &VirtualServerKey) {
+        let owner = self.owner_name(key).cloned();
+        self.touched.extend(owner);
     }
 
     fn acquire_holding(&mut self, holding: &Holding, scope: &mut Scope) {

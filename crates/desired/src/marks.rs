@@ -28,6 +28,9 @@ const BITS: u32 = 14;
 const LAST: u32 = (1 << BITS) - 1;
 
 impl Marks {
+    /// How many frontends can have one.
+    pub(crate) const CAPACITY: usize = LAST as usize;
+
     pub(crate) const fn new(masquerade: MarkBit) -> Self {
         Self {
             masquerade: masquerade.mask(),
@@ -53,16 +56,21 @@ impl Marks {
         }
     }
 
-    /// The mark of `frontend`, which is given one if it has none. `None` when all are taken.
+    /// The mark of `frontend`, which is given one if it has none: of those that nobody is to have again, if there are any left. `None`
+    /// when all are taken.
     pub(crate) fn acquire(&mut self, frontend: VirtualServerKey) -> Option<NonZeroU32> {
         if let Some(mark) = self.of.get(&frontend) {
             return Some(*mark);
         }
+        if self.taken.len() >= Self::CAPACITY {
+            return None;
+        }
         let adopted = self.adopted.remove(&frontend).filter(|mark| self.reserved.remove(mark) && !self.taken.contains_key(mark));
         let free = |mark: &NonZeroU32| !self.taken.contains_key(mark) && !self.reserved.contains(mark);
         let first = number_of(frontend);
-        let mut probes = (0..LAST).map(|step| (first - 1 + step) % LAST + 1).filter_map(|number| self.mark(number));
-        let mark = adopted.or_else(|| probes.find(free))?;
+        let probes = || (0..LAST).map(|step| (first - 1 + step) % LAST + 1).filter_map(|number| self.mark(number));
+        let not_taken = |mark: &NonZeroU32| !self.taken.contains_key(mark);
+        let mark = adopted.or_else(|| probes().find(free)).or_else(|| probes().find(not_taken))?;
         self.of.insert(frontend, mark);
         self.taken.insert(mark, frontend);
         Some(mark)

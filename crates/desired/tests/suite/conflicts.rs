@@ -1,6 +1,6 @@
 //! Services that claim what another has.
 
-use desired::Config;
+use desired::{Config, Reason};
 use model::{Family, Protocol, Role, Set, VirtualServerKey};
 use serde_json::{Value, json};
 
@@ -169,4 +169,101 @@ fn who_takes_over_has_the_virtual_server_behind_the_mark_or_there_is_none() {
             assert_eq!(server.real_servers.keys().map(ToString::to_string).collect::<Vec<_>>(), ["10.244.2.3:9090"]);
         }
     }
+}
+
+/// What has become of the problems that Services have with each other since the last call, by the Services' names.
+fn news(node: &mut Node) -> Vec<(String, Vec<String>)> {
+    let news = node.ledger.take_problems().into_iter();
+    news.map(|(name, problems)| (name.name().to_owned(), problems.iter().map(ToString::to_string).collect())).collect()
+}
+
+#[test]
+fn who_waits_is_told_once_and_again_when_another_has_it_or_itself() {
+    let waits_for = |name: &str, owner: &str| {
+        let text = format!(
+            "Service shop/{name}: spec.clusterIPs claims TCP 10.96.0.10:80, which Service shop/{owner} had before, and is not served \
+             there as long as that has it; give one of the two another address or port"
+        );
+        (name.to_owned(), vec![text])
+    };
+    let content = |name: &str| (name.to_owned(), Vec::new());
+    let mut node = Node::new(Config::new("node-1"));
+    node.apply(&[web("b", json!("2026-02-01T00:00:00Z"))]);
+    assert_eq!(news(&mut node), []);
+    node.apply(&[web("c", json!("2026-03-01T00:00:00Z")), web("d", json!("2026-03-01T00:00:00Z"))]);
+    assert_eq!(news(&mut node), [waits_for("c", "b"), waits_for("d", "b")]);
+
+    let spec = json!({"clusterIP": "10.96.0.10", "sessionAffinity": "ClientIP", "ports": [{"name": "http", "port": 80}]});
+    node.apply(&[claimant("b", json!("2026-02-01T00:00:00Z"), spec)]);
+    assert_eq!(news(&mut node), [content("b")], "of those who wait there is nothing new");
+
+    node.apply(&[web("a", json!("2026-01-01T00:00:00Z"))]);
+    assert_eq!(news(&mut node), [content("a"), waits_for("b", "a"), waits_for("c", "a"), waits_for("d", "a")]);
+    node.delete_service("c");
+    assert_eq!(news(&mut node), [content("c")]);
+    node.delete_service("a");
+    assert_eq!(news(&mut node), [content("a"), content("b"), waits_for("d", "b")]);
+    node.delete_service("b");
+    assert_eq!(news(&mut node), [content("b"), content("d")]);
+}
+
+#[test]
+fn a_conflict_names_the_field_that_makes_the_claim() {
+    let mut node = Node::new(Config::new("node-1"));
+    node.apply(&[
+        on("198.51.100.21", "old", "2026-01-01T00:00:00Z", 80, "Cluster"),
+        on("198.51.100.21", "young", "2026-02-01T00:00:00Z", 80, "Cluster"),
+    ]);
+    let problems = node.ledger.take_problems().into_iter().find(|(service, _)| *service == name("young")).unwrap().1;
+    let fields: Vec<_> = problems.iter().map(|problem| (problem.reason, &*problem.field)).collect();
+    assert_eq!(fields, [(Reason::Conflict, "spec.clusterIPs"), (Reason::Conflict, "spec.externalIPs")]);
+}
+
+/// There are 16,383 marks; frontends beyond them are served without one, said so, and have one as soon as there is.
+#[test]
+fn who_has_no_mark_is_told_and_has_the_next_one_that_is_free() {
+    let local = |name: &str, address: &str, ports: std::ops::Range<u16>| {
+        let ports: Vec<_> = ports.map(|port| json!({"name": port.to_string(), "port": port})).collect();
+        service(
+            name,
+            json!({
+                "clusterIP": "10.96.0.10", "externalIPs": [address], "externalTrafficPolicy": "Local", "ports": ports,
+            }),
+        )
+    };
+    let marked = |node: &Node| node.ledger.complete().sets[&Set::new(Role::InCluster, Family::V4)].members.len();
+    let mut node = Node::new(Config::new("node-1"));
+    node.apply(&[local("many", "198.51.100.1", 1..16_384)]);
+    assert_eq!((news(&mut node), marked(&node)), (vec![], 16_383));
+
+    node.apply(&[local("few", "198.51.100.2", 20_001..20_003)]);
+    let problems = news(&mut node);
+    assert_eq!(problems.len(), 1);
+    let (service, sentences) = &problems[0];
+    assert_eq!((service.as_str(), sentences.len(), marked(&node)), ("few", 2, 16_383));
+    assert_eq!(
+        sentences[0],
+        "Service shop/few: spec.externalTrafficPolicy is Local, and all 16383 packet marks of this node are given to other frontends: \
+         callers inside the cluster reach TCP 198.51.100.2:20001 on this node's endpoints alone; set it to Cluster here or elsewhere, \
+         or have fewer external addresses and node ports"
+    );
+
+    // One port less there is one frontend more here, with its virtual server.
+    let before = node.ledger.complete();
+    node.index.apply_service(&crate::support::object(local("many", "198.51.100.1", 1..16_383))).unwrap();
+    node.index.take_dirty();
+    let touched = node.ledger.set(&name("many"), node.index.fragment(&name("many")));
+    assert_eq!(touched.members[&Set::new(Role::InCluster, Family::V4)].len(), 2, "{touched:?}");
+    assert_eq!(
+        (marked(&node), news(&mut node).iter().map(|(_, problems)| problems.len()).collect::<Vec<_>>()),
+        (16_383, vec![1, 0])
+    );
+    let after = node.ledger.complete();
+    let made = after.virtual_servers.keys().filter(|key| !before.virtual_servers.contains_key(key)).count();
+    assert!(made <= 1 && touched.virtual_servers.iter().any(|key| matches!(key, VirtualServerKey::Mark { .. })), "{touched:?}");
+
+    node.delete_service("many");
+    assert_eq!((news(&mut node), marked(&node)), (vec![("few".into(), vec![]), ("many".into(), vec![])], 2));
+    node.delete_service("few");
+    assert_eq!(marked(&node), 0);
 }

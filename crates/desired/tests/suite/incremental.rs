@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 
-use desired::{Config, Index, InterfaceAddress, Kind, Ledger};
+use desired::{Config, Index, InterfaceAddress, Kind, Ledger, Problem, ServiceName};
 use model::{Family, Member, Role, Scope, Set, State, Via, VirtualServerKey};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -46,11 +46,12 @@ struct Cluster {
     interfaces: Vec<(&'static str, &'static str)>,
 }
 
-/// An index and a ledger that follow it, and a state that is kept up only through the scopes they return.
+/// An index and a ledger that follow it, and a state and problems that are kept up only through what they say has changed.
 struct Follower {
     index: Index,
     ledger: Ledger,
     state: State,
+    problems: BTreeMap<ServiceName, Box<[Problem]>>,
 }
 
 fn config(via: Via) -> Config {
@@ -62,7 +63,7 @@ impl Follower {
         let index = Index::new(config(via));
         let ledger = Ledger::new(index.config());
         let state = ledger.complete();
-        Self { index, ledger, state }
+        Self { index, ledger, state, problems: BTreeMap::new() }
     }
 
     fn sync(&mut self) {
@@ -79,6 +80,8 @@ impl Follower {
         }
         let desired = self.ledger.desired(&scope);
         replace(&mut self.state, &scope, desired);
+        self.problems.extend(self.ledger.take_problems());
+        self.problems.retain(|_, problems| !problems.is_empty());
     }
 }
 
@@ -175,10 +178,10 @@ impl Cluster {
     }
 
     /// The state of a node that sees all of this for the first time.
-    fn seen_at_once(&self, via: Via) -> State {
+    fn seen_at_once(&self, via: Via) -> Follower {
         let mut follower = Follower::new(via);
         self.show(&mut follower);
-        follower.ledger.complete()
+        follower
     }
 
     fn show(&self, follower: &mut Follower) {
@@ -225,7 +228,10 @@ proptest! {
             if sync {
                 let scratch = cluster.seen_at_once(via);
                 prop_assert_eq!(&follower.state, &follower.ledger.complete());
-                prop_assert_eq!(with_ranked_marks(&follower.state), with_ranked_marks(&scratch));
+                prop_assert_eq!(with_ranked_marks(&follower.state), with_ranked_marks(&scratch.ledger.complete()));
+                prop_assert_eq!(&follower.problems, &scratch.problems);
+                let waiting: usize = follower.ledger.conflicts().map(|conflict| conflict.waiting.len()).sum();
+                prop_assert_eq!(follower.problems.values().map(|problems| problems.len()).sum::<usize>(), waiting);
             }
         }
 
@@ -247,6 +253,7 @@ proptest! {
         follower.sync();
         let empty = Ledger::new(&config(via)).complete();
         prop_assert_eq!(&follower.state, &empty);
+        prop_assert_eq!(&follower.problems, &BTreeMap::new());
     }
 }
 
