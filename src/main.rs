@@ -14,6 +14,7 @@ mod http;
 mod mailbox;
 mod metrics;
 mod node;
+mod pace;
 mod reconciler;
 mod relay;
 mod run;

@@ -1,5 +1,6 @@
 //! The connection to the API server: kube's client on a connector that notices dead peers.
 
+use crate::pace::Pace;
 use anyhow::{Context as _, Result, anyhow};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -8,7 +9,7 @@ use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tower::ServiceBuilder;
@@ -63,7 +64,7 @@ fn client(mut config: Config) -> Result<Client> {
         .build(config.rustls_https_connector_with_connector(connector).context(
         "TLS needs the API server's root certificate: name a certificate-authority in the kubeconfig, or install ca-certificates",
     )?);
-    let pace = Arc::new(Pace::default());
+    let pace = Arc::new(Pace::new(WATCH_INTERVAL, WATCH_BURST));
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
@@ -84,42 +85,10 @@ fn client(mut config: Config) -> Result<Client> {
     Ok(ClientBuilder::new(service, config.default_namespace).build())
 }
 
-/// When the next watch may be opened: a token bucket kept as the time at which it would be full (the generic cell rate algorithm).
-#[derive(Default)]
-struct Pace {
-    full: Mutex<Option<Instant>>,
-}
-
-impl Pace {
-    fn next(&self, now: Instant) -> Instant {
-        let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = full.map_or(now, |full| full.max(now)) + WATCH_INTERVAL;
-        *full = Some(next);
-        next.checked_sub(WATCH_INTERVAL * WATCH_BURST).map_or(now, |allowed| allowed.max(now))
-    }
-}
-
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;
     }
     error.to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_burst_of_watches_passes_and_then_one_a_second() {
-        let (pace, now) = (Pace::default(), Instant::now());
-        for _ in 0..WATCH_BURST {
-            assert_eq!(pace.next(now), now);
-        }
-        assert_eq!(pace.next(now), now + WATCH_INTERVAL);
-        assert_eq!(pace.next(now), now + WATCH_INTERVAL * 2);
-        let later = now + WATCH_INTERVAL * 100;
-        assert_eq!(pace.next(later), later);
-    }
 }
