@@ -1,14 +1,16 @@
 //! The asynchronous heart of the agent: what the sources tell goes into the index, and what that changes goes to the reconciler.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use desired::{Config, Fragment, Index, InterfaceAddress, Priority, Problem, RuleOptions, ServiceName, rules};
+use desired::{Config, Fragment, Index, InterfaceAddress, Priority, RuleOptions, rules};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::health_check::HealthChecks;
 use crate::mailbox::{Mailbox, NodeSettings};
 use crate::metrics::Metrics;
+use crate::news::{Found, News};
+use crate::register::{Origin, Register, Subject};
 use crate::relay::Relays;
 use crate::source::{Event, Kind, Object};
 
@@ -24,8 +26,9 @@ pub(crate) struct Agent {
     node: Option<NodeSettings>,
     /// Whether the reconciler has been told that it knows everything.
     complete: bool,
-    problems: BTreeMap<ServiceName, Vec<Problem>>,
-    node_problems: Vec<Problem>,
+    register: Register,
+    /// What the reconciler finds out.
+    news: News,
     /// How often a source was in trouble.
     troubles: usize,
     /// What this process serves itself, unless there is only one synchronisation.
@@ -41,7 +44,15 @@ pub(crate) struct Servers {
 }
 
 impl Agent {
-    pub(crate) fn new(config: Config, options: RuleOptions, mailbox: Mailbox, metrics: Metrics, servers: Option<Servers>) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        options: RuleOptions,
+        mailbox: Mailbox,
+        register: Register,
+        news: News,
+        metrics: Metrics,
+        servers: Option<Servers>,
+    ) -> Self {
         for kind in Kind::ALL {
             metrics.source_synced.with_label_values(&[kind.resource()]).set(0);
         }
@@ -53,16 +64,18 @@ impl Agent {
             listed: BTreeSet::new(),
             node: None,
             complete: false,
-            problems: BTreeMap::new(),
-            node_problems: Vec::new(),
+            register,
+            news,
             troubles: 0,
             servers,
         }
     }
 
-    /// Whether anything could not be read, or served as it is written.
-    pub(crate) fn has_complaints(&self) -> bool {
-        self.troubles > 0 || !self.problems.is_empty() || !self.node_problems.is_empty()
+    /// Whether anything could not be read, or served as it is written, as far as that is known by now.
+    pub(crate) fn has_complaints(&mut self) -> bool {
+        let news = self.news.take();
+        self.note(news);
+        self.troubles > 0 || !self.register.is_empty()
     }
 
     /// Follows `events` and `addresses`; returns when the source has ended.
@@ -72,8 +85,10 @@ impl Agent {
         addresses: &mut watch::Receiver<Vec<InterfaceAddress>>,
     ) {
         self.index.set_interfaces(addresses.borrow_and_update().clone());
+        let news = self.news.clone();
         loop {
             tokio::select! {
+                found = news.wait() => self.note(found),
                 event = events.recv() => match event {
                     Some(event) => self.take(event),
                     None => return,
@@ -145,7 +160,8 @@ impl Agent {
         }
         let fragments: Vec<_> = dirty.into_iter().map(|name| (self.index.fragment(&name), name)).collect();
         for (fragment, name) in &fragments {
-            self.note_problems(name, fragment.as_ref().map_or(&[], |fragment| fragment.problems()));
+            let problems = fragment.as_ref().map_or(&[][..], Fragment::problems);
+            self.register.set(Subject::Service(name.clone()), Origin::Objects, problems);
             if let Some(Servers { checks, relays }) = &mut self.servers {
                 checks.set(name, fragment.as_ref().and_then(Fragment::health_check));
                 if let Some(relays) = relays {
@@ -178,26 +194,14 @@ impl Agent {
                 warn!(%family, "no address of the Node object is on an interface of this node; it serves no node ports on its primary address");
             }
         }
-        let problems = self.index.node_problems();
-        if problems != self.node_problems {
-            problems.iter().for_each(|problem| warn!(%problem, "the Node cannot be taken as it is"));
-            self.node_problems = problems.to_vec();
-        }
+        self.register.set(Subject::Node, Origin::Objects, self.index.node_problems());
         settings
     }
 
-    fn note_problems(&mut self, name: &ServiceName, problems: &[Problem]) {
-        let known = self.problems.get(name).map_or(&[][..], Vec::as_slice);
-        for problem in problems.iter().filter(|problem| !known.contains(problem)) {
-            warn!(service = %name, %problem, "an object cannot be served as it is");
+    fn note(&mut self, found: Found) {
+        for ((service, origin), problems) in found {
+            self.register.set(Subject::Service(service), origin, &problems);
         }
-        if problems.is_empty() {
-            self.problems.remove(name);
-        } else {
-            self.problems.insert(name.clone(), problems.to_vec());
-        }
-        let count = self.problems.values().map(Vec::len).sum::<usize>();
-        self.metrics.problems.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 }
 
@@ -208,3 +212,6 @@ const fn index_kind(kind: Kind) -> desired::Kind {
         Kind::Node => desired::Kind::Node,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,17 +5,23 @@
 //! done in `kernel`.
 
 mod agent;
+#[cfg(test)]
+mod captured;
 mod cli;
 mod drain;
+mod events;
 mod exit;
 mod health;
 mod health_check;
 mod http;
 mod mailbox;
 mod metrics;
+mod news;
 mod node;
 mod pace;
 mod reconciler;
+mod refusals;
+mod register;
 mod relay;
 mod run;
 mod source;

@@ -16,7 +16,8 @@ pub(crate) struct Metrics {
     last_success: Gauge,
     pub(crate) objects: IntGaugeVec,
     pub(crate) refused: IntGauge,
-    pub(crate) problems: IntGauge,
+    pub(crate) problems: IntGaugeVec,
+    pub(crate) events: IntCounterVec,
     pub(crate) repairs: IntCounterVec,
     pub(crate) trouble: IntCounterVec,
     pub(crate) source_synced: IntGaugeVec,
@@ -88,9 +89,19 @@ impl Metrics {
             )?,
             problems: register(
                 &registry,
-                IntGauge::new(
-                    "object_problems",
-                    "Fields of Kubernetes objects that cannot be served as they are; the log names them.",
+                IntGaugeVec::new(
+                    Opts::new(
+                        "object_problems",
+                        "Parts of Kubernetes objects that cannot be served as they are, by reason; the log and Events name them.",
+                    ),
+                    &["reason"],
+                )?,
+            )?,
+            events: register(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new("events_total", "Problems that were to be reported as Kubernetes Events, by what became of that."),
+                    &["result"],
                 )?,
             )?,
             repairs: register(

@@ -12,7 +12,7 @@ use anyhow::Context;
 use desired::{Config, Ledger};
 use ipnetwork::IpNetwork;
 use kernel::{Failure, Kernel, Report};
-use model::{Family, Rules, Scope, Set, State, VirtualServerKey};
+use model::{Family, Rules, Scope, Set, State};
 use plan::{Ownership, Plan, Step, plan};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
@@ -21,6 +21,9 @@ use crate::drain::{Drains, Limits};
 use crate::health::Health;
 use crate::mailbox::{Fragments, Letter, Mailbox, NodeSettings};
 use crate::metrics::{Metrics, Pass};
+use crate::news::News;
+use crate::refusals::Refusals;
+use crate::register::Origin;
 use crate::stale_flows::{self, StaleFlows};
 use crate::status::Names;
 
@@ -43,6 +46,7 @@ pub(crate) fn spawn(
     kernel: Kernel,
     settings: Settings,
     mailbox: Mailbox,
+    news: News,
     metrics: Metrics,
 ) -> anyhow::Result<(watch::Receiver<Health>, JoinHandle<()>)> {
     let (health, health_of) = watch::channel(Health::default());
@@ -55,7 +59,8 @@ pub(crate) fn spawn(
         observed: None,
         prepared: false,
         complete: false,
-        refused: BTreeMap::new(),
+        refused: Refusals::default(),
+        news,
         next_audit: Instant::now() + settings.audit_period,
         retry: RETRY,
         settings,
@@ -80,8 +85,9 @@ struct Reconciler {
     prepared: bool,
     /// Whether everything that exists has been listed.
     complete: bool,
-    /// What the kernel did not take since the last observation, and why: by virtual server if it is about one, then by step.
-    refused: BTreeMap<Option<VirtualServerKey>, BTreeMap<String, String>>,
+    /// What the kernel did not take since the last observation.
+    refused: Refusals,
+    news: News,
     next_audit: Instant,
     /// The wait before the next observation after a failure. Doubles up to the audit period.
     retry: Duration,
@@ -130,6 +136,7 @@ impl Reconciler {
         scope.extend(self.merge(letter.urgent));
         self.change(&scope, rules);
         let scope = self.merge(letter.services);
+        self.news.post(Origin::Others, self.ledger.take_problems());
         if letter.complete && !self.complete {
             self.complete = true;
             self.pass(Pass::Start);
@@ -307,6 +314,7 @@ impl Reconciler {
         }
         let report = self.kernel.apply(plan);
         self.note(plan, &report);
+        self.news.post(Origin::Kernel, self.refused.news(|key| self.ledger.owner(key).map(|owner| owner.service)));
         if report.leaves_state_unknown() {
             self.observed = None;
         } else if let Some(observed) = &mut self.observed {
@@ -331,8 +339,7 @@ impl Reconciler {
             info!(?pass, steps, undone, elapsed = ?begun.elapsed(), "changed the kernel's state");
         }
         if self.complete {
-            let outcome =
-                self.refused.values().flatten().next().map_or(Ok(()), |(step, why)| Err(format!("could not {step}: {why}")));
+            let outcome = self.refused.first().map_or(Ok(()), Err);
             self.health.send_modify(|health| {
                 health.note(Instant::now(), outcome);
                 health.synced_once = true;
@@ -369,13 +376,16 @@ impl Reconciler {
     /// Remembers and reports what was refused, and forgets what was refused before of what this plan was about.
     fn note(&mut self, plan: &Plan, report: &Report) {
         for key in plan.steps().filter_map(Step::virtual_server) {
-            self.refused.remove(&Some(key));
+            self.refused.forget(key);
         }
         for Failure { step, error } in &report.failures {
             let key = step.virtual_server();
-            let service = key.and_then(|key| self.ledger.owner(&key)).map(|owner| owner.to_string());
-            warn!(%step, service, %error, "a step was refused");
-            self.refused.entry(key).or_default().insert(step.to_string(), error.to_string());
+            match key.and_then(|key| self.ledger.owner(&key)) {
+                // It is a problem of that Service, and said as such once.
+                Some(service) => debug!(%step, %service, %error, "a step was refused"),
+                None => warn!(%step, %error, "a step was refused"),
+            }
+            self.refused.add(key, step.to_string(), error.to_string());
         }
     }
 
@@ -394,8 +404,7 @@ impl Reconciler {
     }
 
     fn count_objects(&self) {
-        let refused = i64::try_from(self.refused.values().map(BTreeMap::len).sum::<usize>()).unwrap_or(i64::MAX);
-        self.metrics.refused.set(refused);
+        self.metrics.refused.set(i64::try_from(self.refused.len()).unwrap_or(i64::MAX));
         let Some(observed) = &self.observed else { return };
         let count = |kind: &str, number: usize| {
             self.metrics.objects.with_label_values(&[kind]).set(i64::try_from(number).unwrap_or(i64::MAX));

@@ -9,6 +9,7 @@ use desired::{Config, DetectLocal, InterfaceName, MarkBit, Masquerade, NodePortA
 use hyper::StatusCode;
 use kernel::sysctl::{self, Outcome, Sysctl};
 use kernel::{Kernel, supported_families};
+use kube::Client;
 use model::Via;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,12 +26,14 @@ use crate::health_check::HealthChecks;
 use crate::http::{self, Answer};
 use crate::mailbox::Mailbox;
 use crate::metrics::Metrics;
+use crate::news::News;
 use crate::reconciler::{self, Settings};
+use crate::register::Register;
 use crate::relay::Relays;
 use crate::source::Event;
 use crate::source::api::{ApiSource, Tuning, connect};
 use crate::source::manifests::ManifestSource;
-use crate::{node, status};
+use crate::{events, node, status};
 
 /// Events that may wait before whoever reads the API server has to.
 const EVENTS: usize = 1024;
@@ -48,7 +51,7 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
     let tasks = LocalSet::new();
     let (sender, events) = mpsc::channel(EVENTS);
     // Before the kernel, so that a mistake on the command line is not hidden behind what the node lacks.
-    let source = tasks.block_on(&runtime, source(arguments, &node_name, sender))?;
+    let (source, client) = tasks.block_on(&runtime, source(arguments, &node_name, sender))?;
     let kernel = Kernel::open(&config.families).map_err(|error| kernel_ending(&error))?;
     let random_fully = kernel.has_random_fully().map_err(|error| kernel_ending(&error))?;
     info!(
@@ -72,14 +75,22 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
         audit_period: arguments.audit_period,
         drain: Limits { connections: arguments.proxy.drain_timeout, datagrams: arguments.proxy.udp_drain_timeout },
     };
-    let (health, reconciler) = reconciler::spawn(kernel, settings, mailbox.clone(), metrics.clone())?;
+    let news = News::default();
+    let (health, reconciler) = reconciler::spawn(kernel, settings, mailbox.clone(), news.clone(), metrics.clone())?;
 
     let servers = (!arguments.once).then(|| Servers {
         checks: HealthChecks::new(health.clone()),
         relays: arguments.proxy.localhost_nodeports.then(Relays::default),
     });
-    let agent = Agent::new(config, RuleOptions { random_fully }, mailbox.clone(), metrics.clone(), servers);
+    // A single synchronisation says what it has to say in its log, and does not wait for Events to be written.
+    let (reports, writer) = client
+        .filter(|_| !arguments.once)
+        .map(|client| events::channel(client, node_name, events::Tuning::default(), metrics.clone()))
+        .unzip();
+    let register = Register::new(metrics.clone(), reports);
+    let agent = Agent::new(config, RuleOptions { random_fully }, mailbox.clone(), register, news, metrics.clone(), servers);
     let outcome = tasks.block_on(&runtime, async {
+        writer.map(|writer| spawn_local(writer.run()));
         serve(arguments, &mailbox, &metrics, &health)?;
         follow(arguments.once, agent, source, events, addresses, health).await
     });
@@ -92,16 +103,17 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
 
 type Source = Pin<Box<dyn Future<Output = ()>>>;
 
-async fn source(arguments: &Run, node_name: &str, events: mpsc::Sender<Event>) -> anyhow::Result<Source> {
+/// Where the objects come from; with the client where that is an API server.
+async fn source(arguments: &Run, node_name: &str, events: mpsc::Sender<Event>) -> anyhow::Result<(Source, Option<Client>)> {
     let invalid = |error: anyhow::Error| Ending::error(Exit::Usage, format!("{error:#}"));
     if let Some(path) = &arguments.source.manifests {
         let source = ManifestSource::open(path, node_name.to_owned()).map_err(invalid)?;
         info!(path = %path.display(), "following manifests");
-        return Ok(Box::pin(source.run(events)));
+        return Ok((Box::pin(source.run(events)), None));
     }
     let client = connect(arguments.source.kubeconfig.as_deref()).await.map_err(invalid)?;
-    let source = ApiSource::new(client, node_name.to_owned(), Tuning::default());
-    Ok(Box::pin(async move { source.run(events).await }))
+    let source = ApiSource::new(client.clone(), node_name.to_owned(), Tuning::default());
+    Ok((Box::pin(async move { source.run(events).await }), Some(client)))
 }
 
 /// Starts the HTTP servers. A single synchronisation needs none.

@@ -162,7 +162,7 @@ fn the_agent_has_the_capabilities_it_checks_for_and_no_others() {
 }
 
 #[test]
-fn the_role_allows_what_the_agent_watches_and_no_more() {
+fn the_role_allows_what_the_agent_watches_and_its_events_and_no_more() {
     let role: ClusterRole = object("ClusterRole");
     let mut allowed = BTreeMap::new();
     for rule in role.rules.unwrap() {
@@ -175,7 +175,9 @@ fn the_role_allows_what_the_agent_watches_and_no_more() {
     }
     let list_and_watch = || vec!["list".to_owned(), "watch".to_owned()];
     let watched = [("", "nodes"), ("", "services"), ("discovery.k8s.io", "endpointslices")];
-    assert_eq!(allowed, watched.map(|(group, resource)| ((group.to_owned(), resource.to_owned()), list_and_watch())).into());
+    let mut needed = BTreeMap::from(watched.map(|(group, resource)| ((group.to_owned(), resource.to_owned()), list_and_watch())));
+    needed.insert(("events.k8s.io".to_owned(), "events".to_owned()), vec!["create".to_owned()]);
+    assert_eq!(allowed, needed);
 
     let binding: ClusterRoleBinding = object("ClusterRoleBinding");
     assert_eq!(Some(binding.role_ref.name), role.metadata.name);

@@ -7,6 +7,7 @@ mod binding;
 mod changes;
 mod cluster;
 mod drain;
+mod events;
 mod foreign;
 mod matrix;
 mod policies;

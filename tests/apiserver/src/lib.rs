@@ -20,6 +20,7 @@
 
 mod body;
 mod discovery;
+mod event;
 mod fault;
 mod json;
 mod list;

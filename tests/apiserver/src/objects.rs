@@ -1,5 +1,6 @@
 //! Objects on their way into the store: keys, names, and the metadata a server adds.
 
+use crate::event;
 use crate::json::Json;
 use crate::resource::Resource;
 use crate::status::Failure;
@@ -62,6 +63,12 @@ pub(crate) fn create(store: &Store, resource: Resource, namespace: &str, mut obj
     }
     if !is_subdomain(&name) {
         return Err(Failure::invalid_name(resource, &name, "metadata.name", &name));
+    }
+    if resource == Resource::Events {
+        let causes = event::causes(&object, namespace);
+        if !causes.is_empty() {
+            return Err(Failure::invalid(resource, &name, &causes));
+        }
     }
     let key = key(resource, Some(namespace), &name);
     if store.get(resource, &key).is_some() {

@@ -1,5 +1,6 @@
 //! The `Status` bodies of failures, worded as kube-apiserver words them.
 
+use crate::event::Cause;
 use crate::json::Json;
 use crate::resource::Resource;
 use std::fmt::Write as _;
@@ -92,6 +93,21 @@ impl Failure {
             r#"{{"name":{quoted_name},"kind":"{kind}","causes":[{{"reason":"FieldValueInvalid","message":{},"field":"{field}"}}]}}"#,
             quoted(&cause)
         ))
+    }
+
+    pub(crate) fn invalid(resource: Resource, name: &str, causes: &[Cause]) -> Self {
+        let (kind, name) = (resource.kind(), quoted(name));
+        let sentences: Vec<_> = causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect();
+        let sentences = match sentences.as_slice() {
+            [sentence] => sentence.clone(),
+            sentences => format!("[{}]", sentences.join(", ")),
+        };
+        let cause = |Cause { reason, field, message }: &Cause| {
+            format!(r#"{{"reason":"{reason}","message":{},"field":"{field}"}}"#, quoted(message))
+        };
+        let causes: Vec<_> = causes.iter().map(cause).collect();
+        Self::of(422, "Invalid", format!("{kind} {name} is invalid: {sentences}"))
+            .with_details(format!(r#"{{"name":{name},"kind":"{kind}","causes":[{}]}}"#, causes.join(",")))
     }
 
     pub(crate) fn already_exists(resource: Resource, name: &str) -> Self {

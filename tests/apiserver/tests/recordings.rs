@@ -238,12 +238,15 @@ async fn strangers_are_told_so() {
 async fn events_are_checked_stored_and_listed() {
     let server = ApiServer::start(Options::default()).await.unwrap();
     let recorded = recording("create-event");
-    let post = |generate_name: &str| {
+    let with = |generate_name: &str, fields: &str| {
         let body = format!(
-            r#"{{"apiVersion":"events.k8s.io/v1","kind":"Event","metadata":{{"generateName":"{generate_name}"}},"reason":"Refused"}}"#
+            r#"{{"apiVersion":"events.k8s.io/v1","kind":"Event","metadata":{{"generateName":"{generate_name}"}},"reason":"Refused",{fields}}}"#
         );
         format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len())
     };
+    let rest = r#""action":"Serving","type":"Warning","eventTime":"2026-01-01T00:00:00.000000Z","reportingController":"kube-ipvs",
+        "reportingInstance":"node-1","regarding":{"kind":"Service","namespace":"shop","name":"web"}"#;
+    let post = |generate_name: &str| with(generate_name, rest);
     // The body ends the message, so nothing may follow it: `send` adds an empty line that the server does not read.
     let mut reply = send(&server, &recorded.request, &post("web.")).await;
     let generated = reply.body.split("Event \\\"web.").nth(1).unwrap()[..5].to_owned();
@@ -255,6 +258,21 @@ async fn events_are_checked_stored_and_listed() {
     let events = server.objects(Resource::Events);
     assert_eq!(events.len(), 1);
     assert_eq!((events[0].str_at(&["reason"]), events[0].str_at(&["metadata", "namespace"])), (Some("Refused"), Some("shop")));
+
+    let wrong = [
+        (rest.replace("shop", "bank"), "involvedObject.namespace: Invalid value: \\\"bank\\\": does not match event.namespace"),
+        (rest.replace("Serving", ""), "action: Required value"),
+        (rest.replace("node-1", &"n".repeat(129)), "reportingInstance: Invalid value: \\\"\\\": can have at most 128 characters"),
+        (format!(r#"{rest},"note":"{}""#, "x".repeat(1025)), "message: Invalid value: \\\"\\\": can have at most 1024 characters"),
+        (rest.replace("2026-01-01T00:00:00.000000Z", ""), "eventTime: Required value"),
+        (rest.replace("Warning", "Alarm"), "type: Invalid value: \\\"\\\": has invalid value: Alarm"),
+    ];
+    for (fields, complaint) in wrong {
+        let reply = send(&server, &recorded.request, &with("web-", &fields)).await;
+        assert_eq!(reply.status, "HTTP/1.1 422 Unprocessable Entity", "{fields}");
+        assert!(reply.body.contains(complaint), "{}", reply.body);
+    }
+    assert_eq!(server.objects(Resource::Events).len(), 1);
 }
 
 #[tokio::test]

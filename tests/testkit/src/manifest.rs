@@ -20,6 +20,7 @@ pub struct Service {
     name: String,
     cluster_ips: Vec<String>,
     ports: Vec<ServicePort>,
+    created: Option<String>,
     /// Lines of the spec for what has no method here.
     spec: Vec<String>,
 }
@@ -59,7 +60,7 @@ impl Service {
     /// A Service without addresses and ports yet.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), cluster_ips: Vec::new(), ports: Vec::new(), spec: Vec::new() }
+        Self { name: name.to_owned(), cluster_ips: Vec::new(), ports: Vec::new(), created: None, spec: Vec::new() }
     }
 
     /// Adds a cluster IP; the first one's family is the primary one.
@@ -85,6 +86,13 @@ impl Service {
         self
     }
 
+    /// Says when it was made, such as `2026-01-01T00:00:00Z`.
+    #[must_use]
+    pub fn created(mut self, time: &str) -> Self {
+        self.created = Some(time.to_owned());
+        self
+    }
+
     /// Adds a line to the spec, such as `sessionAffinity: ClientIP`.
     #[must_use]
     pub fn spec(mut self, line: &str) -> Self {
@@ -97,11 +105,11 @@ impl fmt::Display for Service {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = if self.ports.iter().any(|port| port.node_port.is_some()) { "NodePort" } else { "ClusterIP" };
         let families: Vec<_> = self.cluster_ips.iter().map(|address| if address.contains(':') { "IPv6" } else { "IPv4" }).collect();
-        writeln!(
-            out,
-            "---\napiVersion: v1\nkind: Service\nmetadata:\n  name: {}\n  namespace: default\nspec:\n  type: {kind}",
-            self.name
-        )?;
+        writeln!(out, "---\napiVersion: v1\nkind: Service\nmetadata:\n  name: {}\n  namespace: default", self.name)?;
+        if let Some(time) = &self.created {
+            writeln!(out, "  creationTimestamp: \"{time}\"")?;
+        }
+        writeln!(out, "spec:\n  type: {kind}")?;
         if let Some(first) = self.cluster_ips.first() {
             writeln!(out, "  clusterIP: \"{first}\"\n  clusterIPs:")?;
             self.cluster_ips.iter().try_for_each(|address| writeln!(out, "  - \"{address}\""))?;

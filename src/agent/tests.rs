@@ -1,0 +1,170 @@
+//! The agent between the API server's double and a mailbox: what becomes of objects that cannot be served.
+
+use super::*;
+use crate::captured::Log;
+use crate::events::tests::{client, hasty};
+use crate::events::{self, Writer};
+use crate::source::api::{ApiSource, Tuning};
+use apiserver::{ApiServer, Json, Options, Resource, Verb};
+use desired::ServiceName;
+use std::time::Duration;
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
+
+const NODE: &str = "node-1";
+/// Only failures wait for it.
+const LONG: Duration = Duration::from_secs(30);
+
+struct Running {
+    mailbox: Mailbox,
+    metrics: Metrics,
+    news: News,
+    tasks: Vec<JoinHandle<()>>,
+    _addresses: watch::Sender<Vec<InterfaceAddress>>,
+}
+
+impl Running {
+    async fn start(server: &ApiServer) -> Self {
+        let (metrics, mailbox, news) = (Metrics::new().unwrap(), Mailbox::default(), News::default());
+        let client = client(server).await;
+        let (reports, writer) = events::channel(client.clone(), NODE.to_owned(), hasty(), metrics.clone());
+        let register = Register::new(metrics.clone(), Some(reports));
+        let options = RuleOptions { random_fully: true };
+        let mut agent = Agent::new(Config::new(NODE), options, mailbox.clone(), register, news.clone(), metrics.clone(), None);
+        let (sender, mut events) = mpsc::channel(16);
+        let (addresses, mut followed) = watch::channel(Vec::new());
+        let backoff = (Duration::from_millis(20), Duration::from_millis(100));
+        let source = ApiSource::new(client, NODE.to_owned(), Tuning { backoff, ..Tuning::default() });
+        let tasks = vec![
+            tokio::spawn(async move { source.run(sender).await }),
+            tokio::spawn(Writer::run(writer)),
+            spawn_local(async move { agent.follow(&mut events, &mut followed).await }),
+        ];
+        Self { mailbox, metrics, news, tasks, _addresses: addresses }
+    }
+
+    /// Waits until the reconciler has been told of all of these Services.
+    async fn told(&self, wanted: &[&str]) {
+        let mut told = BTreeSet::new();
+        self.until(|| {
+            let letter = self.mailbox.take(Duration::ZERO).unwrap_or_default();
+            told.extend(letter.services.into_keys().map(|name| name.name().to_owned()));
+            wanted.iter().all(|name| told.contains(*name))
+        })
+        .await;
+    }
+
+    async fn until(&self, mut done: impl FnMut() -> bool) {
+        let wait = async {
+            while !done() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LONG, wait).await.unwrap();
+    }
+
+    fn count(&self, result: &str) -> u64 {
+        self.metrics.events.with_label_values(&[result]).get()
+    }
+
+    fn problems(&self, reason: &str) -> i64 {
+        self.metrics.problems.with_label_values(&[reason]).get()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+fn service(name: &str, external_ip: &str) -> Json {
+    let object = serde_json::json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"namespace": "shop", "name": name},
+        "spec": {"clusterIP": "10.96.0.1", "externalIPs": [external_ip], "ports": [{"port": 80}]},
+    });
+    object.into()
+}
+
+async fn server() -> ApiServer {
+    let server = ApiServer::start(Options::default()).await.unwrap();
+    server.apply(serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})).unwrap();
+    server
+}
+
+#[tokio::test]
+async fn a_bad_service_is_one_event_however_often_it_is_listed() {
+    let test = async {
+        let server = server().await;
+        server.apply(service("web", "nowhere")).unwrap();
+        let log = Log::capture();
+        let agent = Running::start(&server).await;
+        agent.told(&["web"]).await;
+        agent.until(|| agent.count("written") == 1).await;
+        assert_eq!((agent.problems("InvalidField"), log.lines("reason=InvalidField").len()), (1, 1));
+
+        // What the watches knew is forgotten, so all is listed again; and the Service changes in what is not its mistake.
+        let lists = |server: &ApiServer| server.requests().iter().filter(|one| one.param("sendInitialEvents") == "true").count();
+        let before = lists(&server);
+        server.compact();
+        server.fail_watches(Resource::Services, 410);
+        agent.until(|| lists(&server) > before).await;
+        let mut changed = service("web", "nowhere");
+        let spec = r#"{"clusterIP":"10.96.0.1","externalIPs":["nowhere"],"ports":[{"port":80}],"sessionAffinity":"ClientIP"}"#;
+        changed.set("spec", spec.parse().unwrap());
+        server.apply(changed).unwrap();
+        server.apply(service("last", "192.0.2.1")).unwrap();
+        agent.told(&["web", "last"]).await;
+
+        let events = server.objects(Resource::Events);
+        assert_eq!(events.len(), 1, "{events:?}");
+        let field = |path: &[&str]| events[0].str_at(path).unwrap();
+        assert_eq!((field(&["reason"]), field(&["type"]), field(&["regarding", "name"])), ("InvalidField", "Warning", "web"));
+        assert_eq!(
+            field(&["note"]),
+            "spec.externalIPs[0] is \"nowhere\", which is no IP address, and is not served; name one that clients can call"
+        );
+        assert_eq!((agent.count("written"), agent.count("repeated"), log.lines("reason=InvalidField").len()), (1, 0, 1));
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn what_the_reconciler_finds_out_is_reported_the_same_way() {
+    let test = async {
+        let server = server().await;
+        server.apply(service("web", "192.0.2.1")).unwrap();
+        let agent = Running::start(&server).await;
+        agent.told(&["web"]).await;
+        let web = ServiceName::new("shop", "web");
+        let conflict = desired::Problem::new(desired::Reason::Conflict, "Service shop/web", "spec.externalIPs", "claims too much");
+        agent.news.post(Origin::Others, [(web.clone(), Box::from([conflict]))]);
+        agent.until(|| agent.count("written") == 1).await;
+        assert_eq!(agent.problems("Conflict"), 1);
+        assert_eq!(server.objects(Resource::Events)[0].str_at(&["note"]), Some("spec.externalIPs claims too much"));
+        agent.news.post(Origin::Others, [(web, Box::default())]);
+        agent.until(|| agent.problems("Conflict") == 0).await;
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test]
+async fn where_events_are_forbidden_one_line_says_so_and_all_else_goes_on() {
+    let test = async {
+        let server = server().await;
+        server.forbid(Verb::Create, Resource::Events);
+        for number in 0..10 {
+            server.apply(service(&format!("bad-{number}"), "nowhere")).unwrap();
+        }
+        let log = Log::capture();
+        let agent = Running::start(&server).await;
+        agent.until(|| agent.count("failed") == 10).await;
+        assert_eq!(agent.problems("InvalidField"), 10);
+        assert_eq!(log.lines("Kubernetes Events cannot be written").len(), 1);
+        assert_eq!(log.lines("reason=InvalidField").len(), 10);
+        server.apply(service("good", "192.0.2.1")).unwrap();
+        agent.told(&["good"]).await;
+        assert_eq!(agent.metrics.trouble.with_label_values(&["services"]).get(), 0);
+    };
+    LocalSet::new().run_until(test).await;
+}
