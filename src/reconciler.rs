@@ -314,7 +314,10 @@ impl Reconciler {
         }
         let report = self.kernel.apply(plan);
         self.note(plan, &report);
-        self.news.post(Origin::Kernel, self.refused.news(|key| self.ledger.owner(key).map(|owner| owner.service)));
+        if pass != Pass::Change {
+            // What a change ran into may work with the next attempt, which comes soon: only what that confirms is for others to know.
+            self.news.post(Origin::Kernel, self.refused.news(|key| self.ledger.owner(key).map(|owner| owner.service)));
+        }
         if report.leaves_state_unknown() {
             self.observed = None;
         } else if let Some(observed) = &mut self.observed {

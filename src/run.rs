@@ -172,7 +172,8 @@ async fn follow(
             None => Err(Ending::error(Exit::Failure, "the reconciler has ended")),
             Some(Health { synced_once: false, differing: Some(differing), .. }) => Err(Ending::error(Exit::Failure, differing.reason)),
             Some(health) => {
-                let complete = health.differing.is_none() && !agent.has_complaints();
+                // Asked first, because it logs what the reconciler has just found out.
+                let complete = !agent.has_complaints() && health.differing.is_none();
                 Ok((!complete).then_some(Exit::Incomplete))
             }
         },

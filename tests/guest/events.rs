@@ -17,7 +17,7 @@ fn events(world: &World) -> Result<Vec<[String; 3]>> {
     let list = world.node().exec(&["wget", "-q", "-O", "-", &format!("http://{API}/apis/events.k8s.io/v1/events")])?;
     let list: Value = serde_json::from_str(&list)?;
     let text = |event: &Value, path: &str| event.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let events = list["items"].as_array().context("no list")?.iter();
+    let events = list.get("items").and_then(Value::as_array).context("no list")?.iter();
     Ok(events.map(|event| ["/regarding/name", "/reason", "/note"].map(|path| text(event, path))).collect())
 }
 
@@ -44,13 +44,13 @@ fn conflicts_leave_an_address_with_the_older_service_until_it_goes_and_tell_the_
         server.wait_for("listening on", PATIENCE)?;
         let agent = world.agent_of_cluster(&kubeconfig, &[])?;
 
-        let serving = || {
+        let serving = || -> Result<Vec<String>> {
             let call = world.ext().call(Protocol::Tcp, &target(SHARED.parse::<std::net::IpAddr>()?, 80), 4)?;
             Ok(shares(&answers(call)?).into_keys().map(str::to_owned).collect::<Vec<_>>())
         };
         let served_by = |name: &str| {
             eventually(PATIENCE, || {
-                let serving: Vec<String> = serving()?;
+                let serving = serving()?;
                 ensure!(serving == [name], "{SHARED} is served by {serving:?}");
                 Ok(())
             })
@@ -74,7 +74,7 @@ fn conflicts_leave_an_address_with_the_older_service_until_it_goes_and_tell_the_
         // Another process decides the same, and its Event is there already.
         agent.terminate()?;
         let agent = world.agent_of_cluster(&kubeconfig, &[])?;
-        let metric = |line: &str| {
+        let metric = |line: &str| -> Result {
             let metrics = world.node().exec(&["wget", "-q", "-O", "-", "http://127.0.0.1:10249/metrics"])?;
             ensure!(metrics.lines().any(|other| other == line), "no {line:?} in:\n{metrics}");
             Ok(())

@@ -279,6 +279,7 @@ fn j6_a_scheduler_that_the_kernel_lacks_is_named_and_the_node_counts_as_unhealth
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.code() == Some(5), "{}: {log}", output.status);
         ensure!(log.contains("the scheduler nosuch: this kernel has none of that name"), "{log}");
+        ensure!(log.contains("reason=KernelRefused") && log.contains("is not in the kernel as it should be"), "{log}");
 
         // Once it can be had, the same objects are served.
         let output = world.run_once(&["--scheduler", "wlc"])?;
