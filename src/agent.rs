@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::health_check::HealthChecks;
+use crate::local_policies::LocalPolicies;
 use crate::mailbox::{Mailbox, NodeSettings};
 use crate::metrics::Metrics;
 use crate::news::{Found, News};
@@ -27,6 +28,7 @@ pub(crate) struct Agent {
     /// Whether the reconciler has been told that it knows everything.
     complete: bool,
     register: Register,
+    local_policies: LocalPolicies,
     /// What the reconciler finds out.
     news: News,
     /// How often a source was in trouble.
@@ -57,6 +59,7 @@ impl Agent {
             metrics.source_synced.with_label_values(&[kind.resource()]).set(0);
         }
         Self {
+            local_policies: LocalPolicies::new(metrics.no_local_endpoints.clone(), config.families.iter().copied()),
             index: Index::new(config),
             options,
             mailbox,
@@ -162,6 +165,7 @@ impl Agent {
         for (fragment, name) in &fragments {
             let problems = fragment.as_ref().map_or(&[][..], Fragment::problems);
             self.register.set(Subject::Service(name.clone()), Origin::Objects, problems);
+            self.local_policies.set(name, fragment.as_ref().map(Fragment::without_local_endpoints).unwrap_or_default());
             if let Some(Servers { checks, relays }) = &mut self.servers {
                 checks.set(name, fragment.as_ref().and_then(Fragment::health_check));
                 if let Some(relays) = relays {
