@@ -97,7 +97,7 @@ fn b1_an_endpoint_that_is_not_ready_yet_or_no_more_can_reach_itself() {
     let members: Vec<_> = state.sets[&Set::new(Role::LoopBack, Family::V4)].members.iter().map(ToString::to_string).collect();
     assert_eq!(members, ["10.244.1.2,tcp:8080,10.244.1.2", "10.244.1.3,tcp:8080,10.244.1.3"]);
     assert!(
-        node.rules(Family::V4).contains("-m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE"),
+        node.rules(Family::V4).contains("-p tcp -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE"),
         "the rule looks at the endpoint alone"
     );
 }
