@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use desired::{Config, Fragment, Index, InterfaceAddress, Priority, Problem, RuleOptions, ServiceName, rules};
+use desired::{Config, Fragment, Index, Priority, Problem, RuleOptions, ServiceName, rules};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::health_check::HealthChecks;
+use crate::listeners::Sockets;
 use crate::mailbox::{Mailbox, NodeSettings};
 use crate::metrics::Metrics;
+use crate::node::Network;
 use crate::relay::Relays;
 use crate::source::{Event, Kind, Object};
 
@@ -65,34 +67,45 @@ impl Agent {
         self.troubles > 0 || !self.problems.is_empty() || !self.node_problems.is_empty()
     }
 
-    /// Follows `events` and `addresses`; returns when the source has ended.
+    /// Follows `events`, `network` and `sockets`; returns when the source has ended.
     pub(crate) async fn follow(
         &mut self,
         events: &mut mpsc::Receiver<Event>,
-        addresses: &mut watch::Receiver<Vec<InterfaceAddress>>,
+        network: &mut watch::Receiver<Network>,
+        sockets: &mut Sockets,
     ) {
-        self.index.set_interfaces(addresses.borrow_and_update().clone());
+        self.set_network(network.borrow_and_update().clone());
+        self.index.set_listeners(sockets.listeners.borrow_and_update().clone());
         loop {
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => self.take(event),
                     None => return,
                 },
-                changed = addresses.changed() => {
+                changed = network.changed() => {
                     if changed.is_err() {
                         // The thread that follows addresses is gone, and with it the way to notice the next change.
                         warn!("this node's addresses are no longer followed; restart to pick up changes");
                         return;
                     }
-                    self.index.set_interfaces(addresses.borrow_and_update().clone());
+                    self.set_network(network.borrow_and_update().clone());
                 }
+                Ok(()) = sockets.listeners.changed() => self.index.set_listeners(sockets.listeners.borrow_and_update().clone()),
             }
             // What else has come by now makes one letter with it.
             while let Ok(event) = events.try_recv() {
                 self.take(event);
             }
+            if self.index.take_new_node_ports() {
+                sockets.read_again();
+            }
             self.send();
         }
+    }
+
+    fn set_network(&mut self, Network { addresses, gateways }: Network) {
+        self.index.set_interfaces(addresses);
+        self.index.set_gateways(gateways);
     }
 
     fn take(&mut self, event: Event) {

@@ -11,6 +11,7 @@ mod exit;
 mod health;
 mod health_check;
 mod http;
+mod listeners;
 mod mailbox;
 mod metrics;
 mod node;

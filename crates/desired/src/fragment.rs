@@ -157,7 +157,9 @@ impl Surroundings<'_> {
             return free;
         }
         let (outcome, addresses) = match config.occupied_node_ports {
-            OccupiedNodePorts::Service => ("the Service has it, and the process gets no calls from outside", node_port_addresses.to_vec()),
+            OccupiedNodePorts::Service => {
+                ("the Service has it, and the process gets no calls from outside", node_port_addresses.to_vec())
+            }
             OccupiedNodePorts::Process => ("the process keeps it, and the Service is not served there", free),
         };
         problems.add(

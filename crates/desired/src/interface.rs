@@ -44,7 +44,11 @@ pub struct InvalidInterfacePattern;
 
 impl fmt::Display for InvalidInterfacePattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "expected an interface such as eth0, at most {} bytes, or the beginning of some such as eth+", InterfacePattern::MAX)
+        write!(
+            f,
+            "expected an interface such as eth0, at most {} bytes, or the beginning of some such as eth+",
+            InterfacePattern::MAX
+        )
     }
 }
 

@@ -55,7 +55,9 @@ mod rules;
 mod service;
 mod slice;
 
-pub use config::{Config, DetectLocal, InterfaceName, InvalidInterfaceName, MarkBit, Masquerade, NodePortAddresses, OccupiedNodePorts};
+pub use config::{
+    Config, DetectLocal, InterfaceName, InvalidInterfaceName, MarkBit, Masquerade, NodePortAddresses, OccupiedNodePorts,
+};
 pub use facts::{InterfaceAddress, NodeFacts};
 pub use fragment::{Fragment, Frontend, FrontendKind, HealthCheck, TrafficPolicy};
 pub use index::{Index, Kind, Priority};

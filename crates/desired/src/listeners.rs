@@ -59,7 +59,9 @@ mod tests {
             let listeners = Listeners::new(neighbours.into_iter().chain([listener(bound)]).collect());
             listeners.take(Protocol::Tcp, called.parse().unwrap(), 80)
         };
-        assert!(take("192.0.2.1", "192.0.2.1") && take("0.0.0.0", "192.0.2.1") && take("::", "192.0.2.1") && take("::", "2001:db8::1"));
+        assert!(
+            take("192.0.2.1", "192.0.2.1") && take("0.0.0.0", "192.0.2.1") && take("::", "192.0.2.1") && take("::", "2001:db8::1")
+        );
         assert!(!take("192.0.2.2", "192.0.2.1") && !take("127.0.0.1", "192.0.2.1") && !take("0.0.0.0", "2001:db8::1"));
     }
 }

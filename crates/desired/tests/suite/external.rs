@@ -88,7 +88,8 @@ fn d5_a_change_of_another_node_touches_just_the_services_that_claim_its_addresse
 #[test]
 fn d5_neither_api_server_nor_gateway_nor_pods_lose_their_addresses() {
     let mut config = Config::new("node-1");
-    config.masquerade.detect_local = DetectLocal::ClusterCidr(vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/56".parse().unwrap()]);
+    config.masquerade.detect_local =
+        DetectLocal::ClusterCidr(vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/56".parse().unwrap()]);
     let mut node_1 = Node::new(config.clone());
     let claims = ["172.18.0.9", "172.18.0.1", "10.244.7.7", "10.245.3.3"];
     let api = json!({
@@ -135,7 +136,10 @@ fn f3_node_ports_follow_the_addresses_of_interfaces_by_name() {
         interfaces: interfaces.iter().map(|name| name.parse().unwrap()).collect(),
     };
     let node_ports = |node: &Node| -> Vec<String> {
-        node.ledger.keys().filter_map(|key| key.to_string().strip_prefix("TCP ")?.strip_suffix(":30080").map(str::to_owned)).collect()
+        node.ledger
+            .keys()
+            .filter_map(|key| key.to_string().strip_prefix("TCP ")?.strip_suffix(":30080").map(str::to_owned))
+            .collect()
     };
     let with = |node_port_addresses| {
         let mut node = Node::new(Config { node_port_addresses, ..Config::new("node-1") });
@@ -144,12 +148,10 @@ fn f3_node_ports_follow_the_addresses_of_interfaces_by_name() {
     };
     assert_eq!(node_ports(&with(listed(&[], &["eth0"]))), ["172.18.0.11", "[fd00:18::11]"], "both families, no link-local one");
     assert_eq!(node_ports(&with(listed(&["172.17.0.0/16"], &["eth9"]))), ["172.17.0.1"], "a name makes the list complete");
-    assert_eq!(node_ports(&with(listed(&["172.17.0.0/16", "fe80::/10"], &["eth+"]))), [
-        "172.17.0.1",
-        "172.18.0.11",
-        "[fd00:18::11]",
-        "[fe80::11]"
-    ]);
+    assert_eq!(
+        node_ports(&with(listed(&["172.17.0.0/16", "fe80::/10"], &["eth+"]))),
+        ["172.17.0.1", "172.18.0.11", "[fd00:18::11]", "[fe80::11]"]
+    );
 
     let mut node_1 = with(listed(&[], &["eth1"]));
     assert_eq!(node_ports(&node_1), [""; 0]);
@@ -206,7 +208,10 @@ fn b3_masquerading_never_chooses_a_node_port() {
 fn g2_pings_are_answered_or_refused_as_the_operator_wants() {
     let echo = |answer_pings, family| {
         let rules = Node::new(Config { answer_pings, ..Config::new("node-1") }).rules(family);
-        (rules.matches("-type 8 -j RETURN").count() + rules.matches("-type 128 -j RETURN").count(), rules.matches("-type 3 -j RETURN").count())
+        (
+            rules.matches("-type 8 -j RETURN").count() + rules.matches("-type 128 -j RETURN").count(),
+            rules.matches("-type 3 -j RETURN").count(),
+        )
     };
     for family in Family::ALL {
         assert_eq!(echo(true, family), (1, 1));

@@ -418,16 +418,14 @@ fn node() -> impl Strategy<Value = Value> {
     let address = prop::sample::select(vec!["172.18.0.1", "172.18.0.2", "fd00:18::1"]);
     let name = prop::sample::select(vec!["node-1", "node-1", "node-2"]);
     let pod_cidrs = prop::sample::subsequence(vec!["198.51.100.2/31", "2001:db8:100::/64"], 0..=2);
-    (name, zone, prop::collection::vec(address, 0..3), pod_cidrs).prop_map(
-        |(name, zone, addresses, pod_cidrs)| {
-            let addresses: Vec<_> = addresses.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
-            json!({
-                "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}},
-                "spec": {"podCIDRs": pod_cidrs},
-                "status": {"addresses": addresses},
-            })
-        },
-    )
+    (name, zone, prop::collection::vec(address, 0..3), pod_cidrs).prop_map(|(name, zone, addresses, pod_cidrs)| {
+        let addresses: Vec<_> = addresses.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+        json!({
+            "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}},
+            "spec": {"podCIDRs": pod_cidrs},
+            "status": {"addresses": addresses},
+        })
+    })
 }
 
 fn interfaces() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
@@ -454,7 +452,8 @@ fn addresses(interfaces: &[(&str, &str)]) -> Vec<InterfaceAddress> {
 }
 
 fn sockets(listeners: &[(u16, &str)]) -> BTreeSet<Listener> {
-    let socket = |(port, address): &(u16, &str)| Listener { protocol: Protocol::Tcp, port: *port, address: address.parse().unwrap() };
+    let socket =
+        |(port, address): &(u16, &str)| Listener { protocol: Protocol::Tcp, port: *port, address: address.parse().unwrap() };
     listeners.iter().map(socket).collect()
 }
 

@@ -740,7 +740,10 @@ fn node_port_addresses_by_choice() {
         let of = |family| node.index.facts().node_port_addresses(family, &node.index.config().node_port_addresses);
         Family::ALL.into_iter().flat_map(of).map(|address| address.to_string()).collect::<Vec<_>>().join(" ")
     };
-    let cidrs = |list: &[&str]| NodePortAddresses::Listed { networks: list.iter().map(|cidr| cidr.parse().unwrap()).collect(), interfaces: Vec::new() };
+    let cidrs = |list: &[&str]| NodePortAddresses::Listed {
+        networks: list.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+        interfaces: Vec::new(),
+    };
     assert_snapshot!(addresses(NodePortAddresses::Primary), @"172.18.0.11 fd00:18::11");
     assert_snapshot!(addresses(NodePortAddresses::All), @"172.17.0.1 172.18.0.11 fd00:18::11");
     assert_snapshot!(addresses(cidrs(&["172.17.0.0/16"])), @"172.17.0.1 fd00:18::11");
