@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use desired::{Config, Fragment, Index, Priority, Problem, RuleOptions, ServiceName, rules};
+use desired::{Config, Index, Priority, Problem, RuleOptions, ServiceName, rules};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -160,7 +160,7 @@ impl Agent {
         for (fragment, name) in &fragments {
             self.note_problems(name, fragment.as_ref().map_or(&[], |fragment| fragment.problems()));
             if let Some(Servers { checks, relays }) = &mut self.servers {
-                checks.set(name, fragment.as_ref().and_then(Fragment::health_check));
+                checks.set(name, fragment.as_ref());
                 if let Some(relays) = relays {
                     relays.set(name, fragment.as_ref());
                 }

@@ -117,11 +117,11 @@ fn serve(arguments: &Run, mailbox: &Mailbox, metrics: &Metrics, health: &watch::
     }
     if let Bind(Some(address)) = arguments.healthz_bind_address {
         let health = health.clone();
-        spawn_local(http::serve(address, "health", move |path| std::future::ready(answer_health(&path, &health.borrow()))));
+        spawn_local(http::serve(address, "health", move |path, _| std::future::ready(answer_health(&path, &health.borrow()))));
     }
     if let Bind(Some(address)) = arguments.metrics_bind_address {
         let metrics = metrics.clone();
-        spawn_local(http::serve(address, "metrics", move |path| std::future::ready(answer_metrics(&path, &metrics))));
+        spawn_local(http::serve(address, "metrics", move |path, _| std::future::ready(answer_metrics(&path, &metrics))));
     }
     if !arguments.control_socket.as_os_str().is_empty() {
         let listener = http::control_listener(&arguments.control_socket)?;

@@ -335,10 +335,10 @@ impl Fragment {
         members
     }
 
-    /// What the Service's health check node port is to answer, with the endpoints of the family that has more of them here.
+    /// The Service's health check node port.
     #[must_use]
-    pub fn health_check(&self) -> Option<HealthCheck> {
-        self.health_checks.iter().map(|(_, check)| *check).max_by_key(|check| check.local_endpoints)
+    pub fn health_check_port(&self) -> Option<u16> {
+        self.health_checks.first().map(|(_, check)| check.port)
     }
 
     /// What the Service's health check node port is to answer on the node's addresses of `family`.

@@ -240,7 +240,7 @@ fn c4_each_family_has_its_own_count() {
     let fragment = node.ledger.fragment(&name("web")).unwrap();
     let counts = Family::ALL.map(|family| fragment.health_check_of(family).unwrap().local_endpoints);
     assert_eq!(counts, [1, 0]);
-    assert_eq!(fragment.health_check().unwrap().local_endpoints, 1);
+    assert_eq!(fragment.health_check_of(Family::V4).unwrap().local_endpoints, 1);
 }
 
 /// The node is one caller, whichever of its addresses the kernel would have it speak from; pods are judged by theirs. All by one look-up.
