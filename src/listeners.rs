@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_passed_over() {
-        for line in ["", "0:", "0: :", "0: 0:0 0 0A", "0: +100007F:0035 0:0 0A a b c d e 1", "0: 0100007F:00035 0:0 0A a b c d e 1"]
+        for line in ["", "0:", "0: :", "0: 0:0 0 0A", "0: +100007F:0035 0:0 0A a b c d e 1", "0: 0100007F:10035 0:0 0A a b c d e 1"]
         {
             assert_eq!(parse(line, Protocol::Tcp, "0A"), None, "{line:?}");
         }
