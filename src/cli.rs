@@ -130,7 +130,7 @@ pub(crate) struct Proxy {
     #[arg(long, value_delimiter = ',', value_name = "CIDR,…")]
     pub(crate) load_balancer_exclude_cidrs: Vec<IpNetwork>,
 
-    /// Which Nodes to watch. The addresses of other Nodes are needed to refuse Services that would take them; in a cluster of thousands
+    /// Which Nodes to watch at an API server (of manifests all are read). The addresses of other Nodes are needed to refuse Services that would take them; in a cluster of thousands
     /// that is an object a Node and five minutes, which `own` saves, and other Nodes' addresses are then not protected
     #[arg(long, default_value = "all", value_name = "WHICH")]
     pub(crate) watch_nodes: WatchNodes,
