@@ -2,6 +2,7 @@
 //! listen on, and the ports that masquerading chooses.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use anyhow::ensure;
 use testkit::manifest::Node;
@@ -43,7 +44,7 @@ fn d5_a_service_does_not_take_the_addresses_of_other_machines() {
         world.write("node2.yaml", &node2.to_string())?;
 
         let agent = started(world, &["--load-balancer-exclude-cidrs", "203.0.113.0/24"])?;
-        let others = [NODE2_V4.into(), NODE2_V6.into()];
+        let others: [IpAddr; 2] = [NODE2_V4.into(), NODE2_V6.into()];
         let reached =
             || -> Result { others.iter().try_for_each(|address| answers_alone(world.node(), &target(*address, 2222), "daemon")) };
         reached()?;
