@@ -8,7 +8,6 @@ use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::{Node, Service as ServiceObject};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-
 use model::Protocol;
 
 use crate::config::{Config, DetectLocal};
@@ -30,7 +29,7 @@ const API: (&str, &str) = ("default", "kubernetes");
 /// The namespace and name of an EndpointSlice take the same form as a Service's.
 type SliceName = ServiceName;
 
-/// Follows Services, EndpointSlices, the Node and the node's addresses, and tells which Services each change touches.
+/// Follows Services, EndpointSlices, Nodes and the node's own network, and tells which Services each change touches.
 ///
 /// It takes whole objects and keeps of them what desired state follows from. An object that changes in nothing else makes no Service
 /// dirty. A change costs what it touches: an EndpointSlice its own Service, a node address the Services that can be called from
