@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use desired::{Config, Fragment, Index, InterfaceAddress, Priority, RuleOptions, rules};
+use desired::{Config, Fragment, Index, Priority, RuleOptions, rules};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::health_check::HealthChecks;
+use crate::listeners::Sockets;
 use crate::local_policies::LocalPolicies;
 use crate::mailbox::{Mailbox, NodeSettings};
 use crate::metrics::Metrics;
 use crate::news::{Found, News};
+use crate::node::Network;
 use crate::register::{Origin, Register, Subject};
 use crate::relay::Relays;
 use crate::source::{Event, Kind, Object};
@@ -81,13 +83,15 @@ impl Agent {
         self.troubles > 0 || !self.register.is_empty()
     }
 
-    /// Follows `events` and `addresses`; returns when the source has ended.
+    /// Follows `events`, `network` and `sockets`; returns when the source has ended.
     pub(crate) async fn follow(
         &mut self,
         events: &mut mpsc::Receiver<Event>,
-        addresses: &mut watch::Receiver<Vec<InterfaceAddress>>,
+        network: &mut watch::Receiver<Network>,
+        sockets: &mut Sockets,
     ) {
-        self.index.set_interfaces(addresses.borrow_and_update().clone());
+        self.set_network(network.borrow_and_update().clone());
+        self.index.set_listeners(sockets.listeners.borrow_and_update().clone());
         let news = self.news.clone();
         loop {
             tokio::select! {
@@ -96,21 +100,30 @@ impl Agent {
                     Some(event) => self.take(event),
                     None => return,
                 },
-                changed = addresses.changed() => {
+                changed = network.changed() => {
                     if changed.is_err() {
                         // The thread that follows addresses is gone, and with it the way to notice the next change.
                         warn!("this node's addresses are no longer followed; restart to pick up changes");
                         return;
                     }
-                    self.index.set_interfaces(addresses.borrow_and_update().clone());
+                    self.set_network(network.borrow_and_update().clone());
                 }
+                Ok(()) = sockets.listeners.changed() => self.index.set_listeners(sockets.listeners.borrow_and_update().clone()),
             }
             // What else has come by now makes one letter with it.
             while let Ok(event) = events.try_recv() {
                 self.take(event);
             }
+            if self.index.take_new_node_ports() {
+                sockets.read_again();
+            }
             self.send();
         }
+    }
+
+    fn set_network(&mut self, Network { addresses, gateways }: Network) {
+        self.index.set_interfaces(addresses);
+        self.index.set_gateways(gateways);
     }
 
     fn take(&mut self, event: Event) {
@@ -167,7 +180,7 @@ impl Agent {
             self.register.set(Subject::Service(name.clone()), Origin::Objects, problems);
             self.local_policies.set(name, fragment.as_ref().map(Fragment::without_local_endpoints).unwrap_or_default());
             if let Some(Servers { checks, relays }) = &mut self.servers {
-                checks.set(name, fragment.as_ref().and_then(Fragment::health_check));
+                checks.set(name, fragment.as_ref());
                 if let Some(relays) = relays {
                     relays.set(name, fragment.as_ref());
                 }

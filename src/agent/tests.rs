@@ -19,7 +19,7 @@ struct Running {
     metrics: Metrics,
     news: News,
     tasks: Vec<JoinHandle<()>>,
-    _addresses: watch::Sender<Vec<InterfaceAddress>>,
+    _network: watch::Sender<Network>,
 }
 
 impl Running {
@@ -31,15 +31,16 @@ impl Running {
         let options = RuleOptions { random_fully: true };
         let mut agent = Agent::new(Config::new(NODE), options, mailbox.clone(), register, news.clone(), metrics.clone(), None);
         let (sender, mut events) = mpsc::channel(16);
-        let (addresses, mut followed) = watch::channel(Vec::new());
+        let (network, mut followed) = watch::channel(Network::default());
+        let mut sockets = Sockets::follow(LONG).unwrap();
         let backoff = (Duration::from_millis(20), Duration::from_millis(100));
         let source = ApiSource::new(client, NODE.to_owned(), Tuning { backoff, ..Tuning::default() });
         let tasks = vec![
             tokio::spawn(async move { source.run(sender).await }),
             tokio::spawn(Writer::run(writer)),
-            spawn_local(async move { agent.follow(&mut events, &mut followed).await }),
+            spawn_local(async move { agent.follow(&mut events, &mut followed, &mut sockets).await }),
         ];
-        Self { mailbox, metrics, news, tasks, _addresses: addresses }
+        Self { mailbox, metrics, news, tasks, _network: network }
     }
 
     /// Waits until the reconciler has been told of all of these Services.

@@ -4,6 +4,7 @@
 
 mod conflicts;
 mod defects;
+mod external;
 mod incremental;
 mod selection;
 mod snapshots;
