@@ -12,6 +12,7 @@ mod events;
 mod foreign;
 mod matrix;
 mod policies;
+mod random;
 mod sizes;
 mod start;
 mod status;
