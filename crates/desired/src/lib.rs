@@ -48,6 +48,7 @@ mod marks;
 mod name;
 mod problem;
 mod rules;
+mod scheduling;
 mod service;
 mod slice;
 

@@ -5,6 +5,7 @@
 mod conflicts;
 mod defects;
 mod incremental;
+mod scheduling;
 mod selection;
 mod snapshots;
 mod support;
