@@ -13,7 +13,7 @@ use desired::{Config, Ledger};
 use ipnetwork::IpNetwork;
 use kernel::{Failure, Kernel, Report};
 use model::{Family, Rules, Scope, Set, State};
-use plan::{Ownership, Plan, Step, plan};
+use plan::{Order, Ownership, Plan, Step, plan};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
@@ -53,6 +53,7 @@ pub(crate) fn spawn(
     let reconciler = Reconciler {
         ledger: Ledger::new(&settings.config),
         drains: Drains::new(settings.drain),
+        order: Order::of_node(&settings.config.node_name),
         stale_flows: StaleFlows::default(),
         kernel,
         rules: BTreeMap::new(),
@@ -77,6 +78,8 @@ struct Reconciler {
     settings: Settings,
     ledger: Ledger,
     drains: Drains,
+    /// In which order real servers are added.
+    order: Order,
     stale_flows: StaleFlows,
     rules: BTreeMap<Family, Rules>,
     /// What the kernel holds, as far as it is known; `None` when only an observation can tell.
@@ -179,7 +182,7 @@ impl Reconciler {
             held.rules.clone_from(&observed.rules);
         }
         self.drains.keep_leaving(&mut desired, &held, |key| self.ledger.frontend(key), begun);
-        let plan = plan(&desired, &held, &Ownership::Scope);
+        let plan = plan(&desired, &held, &Ownership::Scope).in_order(self.order, &desired);
         self.apply(&plan, Pass::Change, begun);
     }
 
@@ -205,7 +208,7 @@ impl Reconciler {
         }
         let mut desired = self.ledger.desired(&scope);
         self.drains.keep_leaving(&mut desired, &staying, |key| self.ledger.frontend(key), begun);
-        let plan = plan(&desired, &held, &Ownership::Scope);
+        let plan = plan(&desired, &held, &Ownership::Scope).in_order(self.order, &desired);
         if !plan.is_empty() {
             self.apply(&plan, pass, begun);
         }
@@ -290,7 +293,8 @@ impl Reconciler {
         let mut desired = self.ledger.complete();
         desired.rules.clone_from(&self.rules);
         self.drains.keep_leaving(&mut desired, &observed, |key| self.ledger.frontend(key), begun);
-        let plan = plan(&desired, &observed, &Ownership::Node { excluded: &self.settings.excluded });
+        let ownership = Ownership::Node { excluded: &self.settings.excluded };
+        let plan = plan(&desired, &observed, &ownership).in_order(self.order, &desired);
         self.observed = Some(observed);
         if pass == Pass::Audit {
             for (stage, steps) in plan.stages() {

@@ -158,8 +158,8 @@ impl Ipvs {
             match (&step, subject.real) {
                 // Without its virtual server no real server can be made; saying so for each would bury the cause.
                 (_, Some(_)) if refused_wholes.contains(&subject.index) => {}
-                (Step::AddVirtualServer { key, server }, Some(real)) => {
-                    let server = server.real_servers.get(&real).copied().unwrap_or_default();
+                (Step::AddVirtualServer { key, real_servers, .. }, Some(real)) => {
+                    let server = real_servers.iter().find(|(key, _)| *key == real).map(|(_, server)| *server).unwrap_or_default();
                     report.fail_part(Step::AddRealServer { key: *key, real, server }, error);
                 }
                 // What was to be removed is gone: that is what was wanted.
@@ -180,9 +180,9 @@ impl Ipvs {
 fn write_step(pipeline: &mut Pipeline<'_, Subject>, codec: Codec, index: usize, step: &Step) {
     let whole = Subject { index, real: None };
     match step {
-        Step::AddVirtualServer { key, server } => {
-            pipeline.push(whole, |batch, seq| codec.new_service(batch, seq, key, &server.config));
-            for (real, settings) in &server.real_servers {
+        Step::AddVirtualServer { key, config, real_servers } => {
+            pipeline.push(whole, |batch, seq| codec.new_service(batch, seq, key, config));
+            for (real, settings) in real_servers {
                 let part = Subject { index, real: Some(*real) };
                 pipeline.push(part, |batch, seq| codec.new_dest(batch, seq, key, real, settings));
             }
@@ -210,7 +210,7 @@ fn write_step(pipeline: &mut Pipeline<'_, Subject>, codec: Codec, index: usize, 
 
 /// For a virtual server itself `ENOENT` has one meaning, which the kernel does not put into words: there is no such scheduler.
 fn explained(step: &Step, error: Error) -> Error {
-    let (Step::AddVirtualServer { server: VirtualServer { config, .. }, .. } | Step::SetVirtualServer { config, .. }) = step else {
+    let (Step::AddVirtualServer { config, .. } | Step::SetVirtualServer { config, .. }) = step else {
         return error;
     };
     if error.errno() != Some(ENOENT) {
