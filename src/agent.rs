@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use desired::{Config, Fragment, Index, InterfaceAddress, Priority, RuleOptions, rules};
+use model::Scheduler;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -33,6 +34,16 @@ pub(crate) struct Agent {
     troubles: usize,
     /// What this process serves itself, unless there is only one synchronisation.
     servers: Option<Servers>,
+}
+
+/// Where what the agent follows comes from.
+pub(crate) struct Sources {
+    /// The source of objects.
+    pub(crate) events: mpsc::Receiver<Event>,
+    /// The addresses of this node's interfaces.
+    pub(crate) addresses: watch::Receiver<Vec<InterfaceAddress>>,
+    /// The schedulers that are asked for and that the kernel lacks.
+    pub(crate) lacking_schedulers: watch::Receiver<BTreeSet<Scheduler>>,
 }
 
 /// What this process serves itself, where the kernel cannot.
@@ -78,12 +89,9 @@ impl Agent {
         self.troubles > 0 || !self.register.is_empty()
     }
 
-    /// Follows `events` and `addresses`; returns when the source has ended.
-    pub(crate) async fn follow(
-        &mut self,
-        events: &mut mpsc::Receiver<Event>,
-        addresses: &mut watch::Receiver<Vec<InterfaceAddress>>,
-    ) {
+    /// Follows `sources`; returns when the source has ended.
+    pub(crate) async fn follow(&mut self, sources: &mut Sources) {
+        let Sources { events, addresses, lacking_schedulers } = sources;
         self.index.set_interfaces(addresses.borrow_and_update().clone());
         let news = self.news.clone();
         loop {
@@ -100,6 +108,10 @@ impl Agent {
                         return;
                     }
                     self.index.set_interfaces(addresses.borrow_and_update().clone());
+                }
+                // The reconciler outlives this task; when it does not, the process ends.
+                Ok(()) = lacking_schedulers.changed() => {
+                    self.index.set_lacking_schedulers(lacking_schedulers.borrow_and_update().clone());
                 }
             }
             // What else has come by now makes one letter with it.

@@ -24,6 +24,7 @@ mod refusals;
 mod register;
 mod relay;
 mod run;
+mod schedulers;
 mod source;
 mod stale_flows;
 mod status;

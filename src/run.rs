@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{LocalSet, spawn_local};
 use tracing::{debug, info, warn};
 
-use crate::agent::{Agent, Servers};
+use crate::agent::{Agent, Servers, Sources};
 use crate::cli::{Bind, DetectLocalMode, NodePortAddress, Proxy, Run, VipBinding};
 use crate::drain::Limits;
 use crate::exit::{Ending, Exit, kernel_ending};
@@ -27,7 +27,7 @@ use crate::http::{self, Answer};
 use crate::mailbox::Mailbox;
 use crate::metrics::Metrics;
 use crate::news::News;
-use crate::reconciler::{self, Settings};
+use crate::reconciler::{self, Running, Settings};
 use crate::register::Register;
 use crate::relay::Relays;
 use crate::source::Event;
@@ -76,7 +76,8 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
         drain: Limits { connections: arguments.proxy.drain_timeout, datagrams: arguments.proxy.udp_drain_timeout },
     };
     let news = News::default();
-    let (health, reconciler) = reconciler::spawn(kernel, settings, mailbox.clone(), news.clone(), metrics.clone())?;
+    let Running { health, lacking_schedulers, thread } =
+        reconciler::spawn(kernel, settings, mailbox.clone(), news.clone(), metrics.clone())?;
 
     let servers = (!arguments.once).then(|| Servers {
         checks: HealthChecks::new(health.clone()),
@@ -92,10 +93,10 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
     let outcome = tasks.block_on(&runtime, async {
         writer.map(|writer| spawn_local(writer.run()));
         serve(arguments, &mailbox, &metrics, &health)?;
-        follow(arguments.once, agent, source, events, addresses, health).await
+        follow(arguments.once, agent, source, Sources { events, addresses, lacking_schedulers }, health).await
     });
     mailbox.post(|letter| letter.stop = true);
-    if reconciler.join().is_err() {
+    if thread.join().is_err() {
         return Err(Ending::error(Exit::Failure, "the reconciler has failed; what the kernel holds keeps serving"));
     }
     outcome
@@ -141,8 +142,7 @@ async fn follow(
     once: bool,
     mut agent: Agent,
     source: Source,
-    mut events: mpsc::Receiver<Event>,
-    mut addresses: watch::Receiver<Vec<desired::InterfaceAddress>>,
+    mut sources: Sources,
     mut health: watch::Receiver<Health>,
 ) -> anyhow::Result<Option<Exit>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
@@ -158,7 +158,7 @@ async fn follow(
         }
     };
     tokio::select! {
-        () = agent.follow(&mut events, &mut addresses) => Err(Ending::error(Exit::Failure, "the source of objects has ended")),
+        () = agent.follow(&mut sources) => Err(Ending::error(Exit::Failure, "the source of objects has ended")),
         () = source => Err(Ending::error(Exit::Failure, "the source of objects has ended")),
         _ = terminate.recv() => {
             info!("stopped by SIGTERM; what the kernel holds keeps serving");
@@ -173,7 +173,7 @@ async fn follow(
             Some(Health { synced_once: false, differing: Some(differing), .. }) => Err(Ending::error(Exit::Failure, differing.reason)),
             Some(health) => {
                 // Asked first, because it logs what the reconciler has just found out.
-                let complete = !agent.has_complaints() && health.differing.is_none();
+                let complete = !agent.has_complaints() && sources.lacking_schedulers.borrow().is_empty() && health.differing.is_none();
                 Ok((!complete).then_some(Exit::Incomplete))
             }
         },
@@ -211,6 +211,9 @@ fn config(proxy: &Proxy, node_name: &str) -> anyhow::Result<Config> {
         all if all.len() == networks.len() => NodePortAddresses::Cidrs(networks),
         _ => return Err(usage("--nodeport-addresses: `primary` and `all` stand alone; give one of them, or networks".to_owned())),
     };
+    if proxy.scheduler.is_none() {
+        return Err(usage("--scheduler: none serves nobody; name a scheduler such as rr, wlc or mh".to_owned()));
+    }
     let mark = MarkBit::new(proxy.masquerade_bit).context("--masquerade-bit is out of range")?;
     Ok(Config {
         ranges_per_family: proxy.source_ranges_per_family,

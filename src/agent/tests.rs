@@ -30,16 +30,18 @@ impl Running {
         let register = Register::new(metrics.clone(), Some(reports));
         let options = RuleOptions { random_fully: true };
         let mut agent = Agent::new(Config::new(NODE), options, mailbox.clone(), register, news.clone(), metrics.clone(), None);
-        let (sender, mut events) = mpsc::channel(16);
-        let (addresses, mut followed) = watch::channel(Vec::new());
+        let (sender, events) = mpsc::channel(16);
+        let (sending_addresses, addresses) = watch::channel(Vec::new());
+        let (_, lacking_schedulers) = watch::channel(BTreeSet::new());
+        let mut sources = Sources { events, addresses, lacking_schedulers };
         let backoff = (Duration::from_millis(20), Duration::from_millis(100));
         let source = ApiSource::new(client, NODE.to_owned(), Tuning { backoff, ..Tuning::default() });
         let tasks = vec![
             tokio::spawn(async move { source.run(sender).await }),
             tokio::spawn(Writer::run(writer)),
-            spawn_local(async move { agent.follow(&mut events, &mut followed).await }),
+            spawn_local(async move { agent.follow(&mut sources).await }),
         ];
-        Self { mailbox, metrics, news, tasks, _addresses: addresses }
+        Self { mailbox, metrics, news, tasks, _addresses: sending_addresses }
     }
 
     /// Waits until the reconciler has been told of all of these Services.

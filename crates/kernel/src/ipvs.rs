@@ -1,9 +1,13 @@
 //! The IPVS table.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
 use std::process::{Command, Stdio};
 
-use model::{RealServer, RealServerCounters, RealServerKey, TrafficCounters, VirtualServer, VirtualServerConfig, VirtualServerKey};
+use model::{
+    Family, Protocol, RealServer, RealServerCounters, RealServerKey, Scheduler, TrafficCounters, VirtualServer,
+    VirtualServerConfig, VirtualServerKey,
+};
 use neli::consts::socket::NlFamily;
 use plan::Step;
 use wire::genl;
@@ -143,6 +147,29 @@ impl Ipvs {
         )
     }
 
+    /// Whether the kernel has `scheduler`; it loads the module `ip_vs_NAME` if there is one. Makes nothing.
+    ///
+    /// There is no list to read. What tells is a service that can never be: it is looked for its scheduler first (`ENOENT`), and only
+    /// then found to have an IPv6 prefix of no bits (`EINVAL`; `ip_vs_add_service`, net/netfilter/ipvs/ip_vs_ctl.c). A kernel that
+    /// refuses for other reasons, such as one without IPv6, gets the benefit of the doubt.
+    pub(crate) fn offers(&mut self, scheduler: Scheduler) -> Result<bool, Error> {
+        let (codec, key) = (self.codec, VirtualServerKey::address(Ipv6Addr::UNSPECIFIED.into(), Protocol::Tcp, 1));
+        let config = VirtualServerConfig { granularity: 0, ..VirtualServerConfig::new(scheduler, Family::V6) };
+        let mut pipeline = Pipeline::new(&mut self.socket, refused);
+        pipeline.push((), |batch, seq| codec.new_service(batch, seq, &key, &config));
+        let Outcome { failures, broken } = pipeline.finish();
+        match (broken, failures.first()) {
+            (Some(error), _) => Err(error),
+            (None, Some(((), error))) => Ok(error.errno() != Some(ENOENT)),
+            (None, None) => {
+                // A kernel that takes it after all is not to keep it.
+                let mut pipeline = Pipeline::new(&mut self.socket, refused);
+                pipeline.push((), |batch, seq| codec.del_service(batch, seq, &key));
+                pipeline.finish().broken.map_or(Ok(true), Err)
+            }
+        }
+    }
+
     /// Carries out those of `steps` that are about virtual servers; each comes with its place in the plan.
     pub(crate) fn apply(&mut self, steps: &[(usize, &Step)], report: &mut Report) {
         let codec = self.codec;
@@ -213,14 +240,7 @@ fn explained(step: &Step, error: Error) -> Error {
     let (Step::AddVirtualServer { config, .. } | Step::SetVirtualServer { config, .. }) = step else {
         return error;
     };
-    if error.errno() != Some(ENOENT) {
-        return error;
-    }
-    let scheduler = config.scheduler;
-    Error::missing_feature(
-        format!("the scheduler {scheduler}"),
-        format!("this kernel has none of that name: load its module with `modprobe ip_vs_{scheduler}`, or choose another"),
-    )
+    if error.errno() == Some(ENOENT) { Error::missing_scheduler(config.scheduler) } else { error }
 }
 
 fn refused(refusal: &Refusal) -> Error {
@@ -245,7 +265,7 @@ impl Listing {
     pub fn of(key: VirtualServerKey) -> Self {
         Self {
             key,
-            config: VirtualServerConfig::new(model::Scheduler::RR, key.family()),
+            config: VirtualServerConfig::new(Scheduler::RR, key.family()),
             traffic: TrafficCounters::default(),
             real_servers: Vec::new(),
         }
