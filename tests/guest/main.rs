@@ -11,6 +11,7 @@ mod events;
 mod foreign;
 mod matrix;
 mod policies;
+mod schedulers;
 mod sizes;
 mod start;
 mod status;
