@@ -2,15 +2,18 @@
 
 use std::collections::BTreeSet;
 
-use desired::{Config, Fragment, Index, InterfaceAddress, Priority, RuleOptions, rules};
+use desired::{Config, Fragment, Index, Priority, RuleOptions, rules};
 use model::Scheduler;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::health_check::HealthChecks;
+use crate::listeners::Sockets;
+use crate::local_policies::LocalPolicies;
 use crate::mailbox::{Mailbox, NodeSettings};
 use crate::metrics::Metrics;
 use crate::news::{Found, News};
+use crate::node::Network;
 use crate::register::{Origin, Register, Subject};
 use crate::relay::Relays;
 use crate::source::{Event, Kind, Object};
@@ -28,6 +31,7 @@ pub(crate) struct Agent {
     /// Whether the reconciler has been told that it knows everything.
     complete: bool,
     register: Register,
+    local_policies: LocalPolicies,
     /// What the reconciler finds out.
     news: News,
     /// How often a source was in trouble.
@@ -40,8 +44,10 @@ pub(crate) struct Agent {
 pub(crate) struct Sources {
     /// The source of objects.
     pub(crate) events: mpsc::Receiver<Event>,
-    /// The addresses of this node's interfaces.
-    pub(crate) addresses: watch::Receiver<Vec<InterfaceAddress>>,
+    /// The addresses of this node's interfaces, and its gateways.
+    pub(crate) network: watch::Receiver<Network>,
+    /// The sockets on which this node's processes listen.
+    pub(crate) sockets: Sockets,
     /// The schedulers that are asked for and that the kernel lacks.
     pub(crate) lacking_schedulers: watch::Receiver<BTreeSet<Scheduler>>,
 }
@@ -68,6 +74,7 @@ impl Agent {
             metrics.source_synced.with_label_values(&[kind.resource()]).set(0);
         }
         Self {
+            local_policies: LocalPolicies::new(metrics.no_local_endpoints.clone(), config.families.iter().copied()),
             index: Index::new(config),
             options,
             mailbox,
@@ -89,10 +96,11 @@ impl Agent {
         self.troubles > 0 || !self.register.is_empty()
     }
 
-    /// Follows `sources`; returns when the source has ended.
+    /// Follows `sources`; returns when the source of objects has ended.
     pub(crate) async fn follow(&mut self, sources: &mut Sources) {
-        let Sources { events, addresses, lacking_schedulers } = sources;
-        self.index.set_interfaces(addresses.borrow_and_update().clone());
+        let Sources { events, network, sockets, lacking_schedulers } = sources;
+        self.set_network(network.borrow_and_update().clone());
+        self.index.set_listeners(sockets.listeners.borrow_and_update().clone());
         let news = self.news.clone();
         loop {
             tokio::select! {
@@ -101,14 +109,15 @@ impl Agent {
                     Some(event) => self.take(event),
                     None => return,
                 },
-                changed = addresses.changed() => {
+                changed = network.changed() => {
                     if changed.is_err() {
                         // The thread that follows addresses is gone, and with it the way to notice the next change.
                         warn!("this node's addresses are no longer followed; restart to pick up changes");
                         return;
                     }
-                    self.index.set_interfaces(addresses.borrow_and_update().clone());
+                    self.set_network(network.borrow_and_update().clone());
                 }
+                Ok(()) = sockets.listeners.changed() => self.index.set_listeners(sockets.listeners.borrow_and_update().clone()),
                 // The reconciler outlives this task; when it does not, the process ends.
                 Ok(()) = lacking_schedulers.changed() => {
                     self.index.set_lacking_schedulers(lacking_schedulers.borrow_and_update().clone());
@@ -118,8 +127,16 @@ impl Agent {
             while let Ok(event) = events.try_recv() {
                 self.take(event);
             }
+            if self.index.take_new_node_ports() {
+                sockets.read_again();
+            }
             self.send();
         }
+    }
+
+    fn set_network(&mut self, Network { addresses, gateways }: Network) {
+        self.index.set_interfaces(addresses);
+        self.index.set_gateways(gateways);
     }
 
     fn take(&mut self, event: Event) {
@@ -174,8 +191,9 @@ impl Agent {
         for (fragment, name) in &fragments {
             let problems = fragment.as_ref().map_or(&[][..], Fragment::problems);
             self.register.set(Subject::Service(name.clone()), Origin::Objects, problems);
+            self.local_policies.set(name, fragment.as_ref().map(Fragment::without_local_endpoints).unwrap_or_default());
             if let Some(Servers { checks, relays }) = &mut self.servers {
-                checks.set(name, fragment.as_ref().and_then(Fragment::health_check));
+                checks.set(name, fragment.as_ref());
                 if let Some(relays) = relays {
                     relays.set(name, fragment.as_ref());
                 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use desired::{InterfacePattern, PortRange};
 use ipnetwork::IpNetwork;
 use model::Scheduler;
 
@@ -100,9 +101,43 @@ pub(crate) struct Proxy {
     #[arg(long, default_value = "route", value_name = "HOW")]
     pub(crate) vip_binding: VipBinding,
 
-    /// The node addresses that node ports are served on: `primary` (the Node's own), `all`, or networks
-    #[arg(long, default_value = "primary", value_delimiter = ',', value_name = "primary|all|CIDR,…", value_parser = NodePortAddress::parse)]
+    /// The node addresses that node ports are served on: `primary` (the Node's own), `all`, or networks and interfaces (`eth0`, or `eth+`
+    /// for all that begin so) whose addresses are followed as they change
+    #[arg(
+        long,
+        default_value = "primary",
+        value_delimiter = ',',
+        value_name = "primary|all|CIDR|INTERFACE,…",
+        value_parser = NodePortAddress::parse
+    )]
     pub(crate) nodeport_addresses: Vec<NodePortAddress>,
+
+    /// Who has a node port on which a process of this node listens already; the Service gets a problem either way
+    #[arg(long, default_value = "service", value_name = "WHO")]
+    pub(crate) occupied_node_ports: Occupied,
+
+    /// The ports that the API server hands out as node ports (its --service-node-port-range)
+    #[arg(long, alias = "service-node-port-range", default_value_t = PortRange::NODE_PORTS, value_name = "PORT-PORT")]
+    pub(crate) node_port_range: PortRange,
+
+    /// Networks whose addresses Services may take as external IPs or load balancer addresses although they are those of another Node, of
+    /// the API server or of a default gateway, or in a pod network; without it such an address is refused, since the node could not reach
+    /// that machine any more
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,…")]
+    pub(crate) allow_external_cidrs: Vec<IpNetwork>,
+
+    /// Networks whose load balancer addresses are left to the load balancer: callers inside the cluster go through it too
+    #[arg(long, value_delimiter = ',', value_name = "CIDR,…")]
+    pub(crate) load_balancer_exclude_cidrs: Vec<IpNetwork>,
+
+    /// Which Nodes to watch at an API server (of manifests all are read). The addresses of other Nodes are needed to refuse Services that would take them; in a cluster of thousands
+    /// that is an object a Node and five minutes, which `own` saves, and other Nodes' addresses are then not protected
+    #[arg(long, default_value = "all", value_name = "WHICH")]
+    pub(crate) watch_nodes: WatchNodes,
+
+    /// Whether VIPs answer pings
+    #[arg(long, default_value = "answer", value_name = "HOW")]
+    pub(crate) vip_ping: VipPing,
 
     /// How long a real server that leaves may keep its connections of TCP and SCTP
     #[arg(long, default_value = "15m", value_name = "DURATION", value_parser = duration)]
@@ -124,7 +159,8 @@ pub(crate) struct Proxy {
     #[arg(long, alias = "ipvs-exclude-cidrs", value_delimiter = ',', value_name = "CIDR,…")]
     pub(crate) exclude_cidrs: Vec<IpNetwork>,
 
-    /// The pod networks of the whole cluster; callers from elsewhere are masqueraded (with --detect-local-mode ClusterCIDR)
+    /// The pod networks of the whole cluster; callers from elsewhere are masqueraded (with --detect-local-mode ClusterCIDR). Without it
+    /// nothing tells pods from others, and to policy Local pods are callers from outside
     #[arg(long, value_delimiter = ',', value_name = "CIDR,…")]
     pub(crate) cluster_cidr: Vec<IpNetwork>,
 
@@ -149,6 +185,10 @@ pub(crate) struct Proxy {
     #[arg(long)]
     pub(crate) masquerade_all: bool,
 
+    /// The source ports that masqueraded callers get: none of --node-port-range; the longer part of 1024-65535 beside that unless given
+    #[arg(long, value_name = "PORT-PORT")]
+    pub(crate) masquerade_port_range: Option<PortRange>,
+
     /// Leave a load balancer address open in a family for which loadBalancerSourceRanges has no network, as kube-proxy does, instead of
     /// closing it
     #[arg(long)]
@@ -165,6 +205,30 @@ pub(crate) enum VipBinding {
     Route,
     /// An address each on kube-ipvs0, as kube-proxy does
     Address,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Occupied {
+    /// The Service, as with kube-proxy: the process gets no calls from outside
+    Service,
+    /// The process: the node port is not served on the addresses where it listens
+    Process,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WatchNodes {
+    /// All of them
+    All,
+    /// Only the one the agent runs on
+    Own,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum VipPing {
+    /// Those that are bound answer
+    Answer,
+    /// They are refused, as kube-proxy does
+    Refuse,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -188,11 +252,12 @@ pub(crate) enum LogFormat {
 }
 
 /// One value of `--nodeport-addresses`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NodePortAddress {
     Primary,
     All,
     Network(IpNetwork),
+    Interface(InterfacePattern),
 }
 
 impl NodePortAddress {
@@ -200,7 +265,11 @@ impl NodePortAddress {
         match text {
             "primary" => Ok(Self::Primary),
             "all" => Ok(Self::All),
-            _ => text.parse().map(Self::Network).map_err(|_| "expected primary, all, or a network such as 192.0.2.0/24".to_owned()),
+            _ => {
+                text.parse().map(Self::Network).or_else(|_| text.parse().map(Self::Interface)).map_err(|_| {
+                    "expected primary, all, networks such as 192.0.2.0/24, or interfaces such as eth0 or eth+".to_owned()
+                })
+            }
         }
     }
 }
@@ -305,7 +374,11 @@ mod tests {
         let message = wrong(&["--vip-binding", "magic"]);
         assert!(message.contains("--vip-binding") && message.contains("route, address"), "{message}");
         let message = wrong(&["--nodeport-addresses", "eth0/8"]);
-        assert!(message.contains("--nodeport-addresses") && message.contains("primary, all, or a network"), "{message}");
+        assert!(message.contains("--nodeport-addresses") && message.contains("primary, all, networks such as"), "{message}");
+        let message = wrong(&["--nodeport-addresses", "192.0.2.300"]);
+        assert!(message.contains("or interfaces such as eth0"), "{message}");
+        let message = wrong(&["--masquerade-port-range", "70000"]);
+        assert!(message.contains("--masquerade-port-range") && message.contains("such as 32768-65535"), "{message}");
         let message = wrong(&["--scheduler", "much too long a name"]);
         assert!(message.contains("--scheduler") && message.contains("rr, wlc or mh"), "{message}");
         let message = wrong(&["--detect-local-mode", "BridgeInterface"]);

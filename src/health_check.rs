@@ -4,14 +4,15 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
-use desired::{HealthCheck, ServiceName};
+use desired::{Fragment, ServiceName};
 use hyper::StatusCode;
 use hyper::header::{HeaderName, HeaderValue};
+use model::Family;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, spawn_local};
 
@@ -29,8 +30,30 @@ pub(crate) struct HealthChecks {
 
 struct Server {
     port: u16,
-    local_endpoints: Rc<Cell<usize>>,
+    local_endpoints: Rc<Cell<LocalEndpoints>>,
     task: AbortHandle,
+}
+
+/// The ready endpoints on this node. A load balancer that calls over one family sends traffic of that family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct LocalEndpoints {
+    v4: usize,
+    v6: usize,
+}
+
+impl LocalEndpoints {
+    fn of(fragment: &Fragment) -> Self {
+        let count = |family| fragment.health_check_of(family).map_or(0, |check| check.local_endpoints);
+        Self { v4: count(Family::V4), v6: count(Family::V6) }
+    }
+
+    /// What there is for who has called the node on `address`.
+    const fn for_caller_of(self, address: IpAddr) -> usize {
+        match address {
+            IpAddr::V4(_) => self.v4,
+            IpAddr::V6(_) => self.v6,
+        }
+    }
 }
 
 impl HealthChecks {
@@ -39,12 +62,13 @@ impl HealthChecks {
         Self { servers: BTreeMap::new(), health }
     }
 
-    /// Starts, changes or (`None`) stops the server of `service`.
-    pub(crate) fn set(&mut self, service: &ServiceName, check: Option<HealthCheck>) {
-        let Some(HealthCheck { port, local_endpoints }) = check else {
+    /// Starts, changes or stops the server of `service`, as its fragment asks; `None` for a Service that is gone.
+    pub(crate) fn set(&mut self, service: &ServiceName, fragment: Option<&Fragment>) {
+        let Some((fragment, port)) = fragment.and_then(|fragment| Some((fragment, fragment.health_check_port()?))) else {
             self.servers.remove(service);
             return;
         };
+        let local_endpoints = LocalEndpoints::of(fragment);
         match self.servers.get(service) {
             Some(server) if server.port == port => server.local_endpoints.set(local_endpoints),
             _ => {
@@ -54,13 +78,13 @@ impl HealthChecks {
         }
     }
 
-    fn start(&self, service: &ServiceName, port: u16, local_endpoints: usize) -> Server {
+    fn start(&self, service: &ServiceName, port: u16, local_endpoints: LocalEndpoints) -> Server {
         let count = Rc::new(Cell::new(local_endpoints));
         let answer = {
             let (service, count, health) = (service.clone(), count.clone(), self.health.clone());
-            move |_path| {
+            move |_path, called| {
                 let healthy = health.borrow().unhealthy(Instant::now()).is_none();
-                std::future::ready(answer(&service, count.get(), healthy))
+                std::future::ready(answer(&service, count.get().for_caller_of(called), healthy))
             }
         };
         let task = spawn_local(http::serve(any_address(port), "a health check node port", answer)).abort_handle();
@@ -102,6 +126,13 @@ fn answer(service: &ServiceName, local_endpoints: usize, healthy: bool) -> Answe
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn c4_a_caller_is_told_of_endpoints_of_its_own_family() {
+        let endpoints = LocalEndpoints { v4: 2, v6: 0 };
+        assert_eq!(endpoints.for_caller_of(Ipv4Addr::LOCALHOST.into()), 2);
+        assert_eq!(endpoints.for_caller_of(Ipv6Addr::LOCALHOST.into()), 0);
+    }
 
     #[test]
     fn c4_the_answer_is_kube_proxys() {

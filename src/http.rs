@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -48,12 +48,12 @@ const CONNECTIONS: usize = 64;
 /// How long to wait before trying again to listen on an address that is taken.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Serves GET requests on `address`, for as long as the process lives. `answer` gets the path.
+/// Serves GET requests on `address`, for as long as the process lives. `answer` gets the path and the address that was called.
 ///
 /// An address that cannot be listened on is retried: an agent whose health port is taken still proxies.
 pub(crate) async fn serve<F, R>(address: SocketAddr, what: &'static str, answer: F)
 where
-    F: Fn(String) -> R + Clone + 'static,
+    F: Fn(String, IpAddr) -> R + Clone + 'static,
     R: Future<Output = Answer> + 'static,
 {
     let listener = loop {
@@ -66,7 +66,13 @@ where
         }
     };
     info!(%address, "serving {what}");
-    accept(async || listener.accept().await.map(|(stream, _)| stream), answer).await;
+    let next = async || {
+        let (stream, _) = listener.accept().await?;
+        // On a socket for both families an IPv4 address comes in its IPv6 form.
+        let called = stream.local_addr()?.ip().to_canonical();
+        Ok((stream, called))
+    };
+    accept(next, answer).await;
 }
 
 /// A listener on the control socket at `path`, which only root can use: mode 0600 in a directory of mode 0700.
@@ -94,23 +100,25 @@ where
     F: Fn(String) -> R + Clone + 'static,
     R: Future<Output = Answer> + 'static,
 {
-    accept(async || listener.accept().await.map(|(stream, _)| stream), answer).await;
+    accept(async || listener.accept().await.map(|(stream, _)| (stream, ())), move |path, ()| answer(path)).await;
 }
 
-async fn accept<S, F, R>(next: impl AsyncFn() -> std::io::Result<S>, answer: F)
+/// Answers whoever `next` brings, with what it says of where they have called.
+async fn accept<S, C, F, R>(next: impl AsyncFn() -> std::io::Result<(S, C)>, answer: F)
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
-    F: Fn(String) -> R + Clone + 'static,
+    C: Copy + 'static,
+    F: Fn(String, C) -> R + Clone + 'static,
     R: Future<Output = Answer> + 'static,
 {
     let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         match next().await {
-            Ok(stream) => {
+            Ok((stream, called)) => {
                 let answer = answer.clone();
                 tokio::task::spawn_local(async move {
-                    connection(stream, answer).await;
+                    connection(stream, move |path| answer(path, called)).await;
                     drop(slot);
                 });
             }

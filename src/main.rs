@@ -14,6 +14,8 @@ mod exit;
 mod health;
 mod health_check;
 mod http;
+mod listeners;
+mod local_policies;
 mod mailbox;
 mod metrics;
 mod news;

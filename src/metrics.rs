@@ -11,6 +11,9 @@ use prometheus::{
 #[derive(Clone)]
 pub(crate) struct Metrics {
     registry: Registry,
+    /// For metrics that kube-proxy has as well, under its names: dashboards and alerts that know those go on working.
+    upstream: Registry,
+    pub(crate) no_local_endpoints: IntGaugeVec,
     syncs: IntCounterVec,
     sync_duration: Histogram,
     last_success: Gauge,
@@ -54,8 +57,19 @@ impl Metrics {
     /// When two metrics have the same name.
     pub(crate) fn new() -> prometheus::Result<Self> {
         let registry = Registry::new_custom(Some("kube_ipvs".to_owned()), None)?;
+        let upstream = Registry::new_custom(Some("kubeproxy".to_owned()), None)?;
         let seconds = prometheus::exponential_buckets(0.000_1, 4.0, 10)?;
         Ok(Self {
+            no_local_endpoints: register(
+                &upstream,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "sync_proxy_rules_no_local_endpoints_total",
+                        "Services with a Local traffic policy that have endpoints, but none on this node.",
+                    ),
+                    &["ip_family", "traffic_policy"],
+                )?,
+            )?,
             syncs: register(
                 &registry,
                 IntCounterVec::new(
@@ -154,6 +168,7 @@ impl Metrics {
                 )?,
             )?,
             registry,
+            upstream,
         })
     }
 
@@ -191,7 +206,9 @@ impl Metrics {
     /// When a metric cannot be encoded.
     pub(crate) fn render(&self) -> prometheus::Result<Vec<u8>> {
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        for registry in [&self.registry, &self.upstream] {
+            TextEncoder::new().encode(&registry.gather(), &mut text)?;
+        }
         Ok(text)
     }
 }

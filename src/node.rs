@@ -1,6 +1,8 @@
 //! The node this process runs on: its name, and the addresses of its interfaces as they change.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::IpAddr;
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +17,15 @@ use crate::mailbox::Mailbox;
 
 /// Changes of interfaces come in bursts: a pod that starts is a dozen of them. One reading after this long serves them all.
 const SETTLE: Duration = Duration::from_millis(50);
+
+/// Where the node is in its network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Network {
+    /// The addresses of its interfaces.
+    pub(crate) addresses: Vec<InterfaceAddress>,
+    /// Its default gateways.
+    pub(crate) gateways: BTreeSet<IpAddr>,
+}
 
 /// The name of this node's Node object: `given`, or the host name. In lower case, as the kubelet registers it.
 ///
@@ -32,15 +43,15 @@ pub(crate) fn name(given: Option<&str>) -> anyhow::Result<String> {
     Ok(name)
 }
 
-/// Follows the addresses of this node's interfaces. The receiver has those of now, and is told when they change; the reconciler is told
+/// Follows the addresses of this node's interfaces, and with them its gateways. The receiver has those of now, and is told when they change; the reconciler is told
 /// when the device with the VIPs is touched.
 ///
 /// # Errors
 /// When the addresses cannot be read, or not be followed.
-pub(crate) fn follow(mailbox: Mailbox) -> anyhow::Result<watch::Receiver<Vec<InterfaceAddress>>> {
+pub(crate) fn follow(mailbox: Mailbox) -> anyhow::Result<watch::Receiver<Network>> {
     let mut monitor = Monitor::open().context("cannot follow this node's addresses")?;
-    let addresses = read(&mut monitor).context("cannot read this node's addresses")?;
-    let (sender, receiver) = watch::channel(addresses);
+    let network = read(&mut monitor).context("cannot read this node's addresses")?;
+    let (sender, receiver) = watch::channel(network);
     let follow = move || {
         loop {
             match monitor.wait(SETTLE) {
@@ -55,10 +66,10 @@ pub(crate) fn follow(mailbox: Mailbox) -> anyhow::Result<watch::Receiver<Vec<Int
                 }
             }
             match read(&mut monitor) {
-                Ok(addresses) => {
+                Ok(network) => {
                     let changed = sender.send_if_modified(|current| {
-                        let changed = *current != addresses;
-                        *current = addresses;
+                        let changed = *current != network;
+                        *current = network;
                         changed
                     });
                     debug!(changed, "read the addresses of all interfaces");
@@ -75,9 +86,9 @@ pub(crate) fn follow(mailbox: Mailbox) -> anyhow::Result<watch::Receiver<Vec<Int
     Ok(receiver)
 }
 
-fn read(monitor: &mut Monitor) -> Result<Vec<InterfaceAddress>, kernel::Error> {
+fn read(monitor: &mut Monitor) -> Result<Network, kernel::Error> {
     let mut addresses: Vec<_> =
         monitor.addresses()?.into_iter().map(|(interface, address)| InterfaceAddress::new(&interface, address)).collect();
     addresses.sort_unstable();
-    Ok(addresses)
+    Ok(Network { addresses, gateways: monitor.gateways()? })
 }

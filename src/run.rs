@@ -5,7 +5,9 @@ use std::pin::Pin;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use desired::{Config, DetectLocal, InterfaceName, MarkBit, Masquerade, NodePortAddresses, RuleOptions};
+use desired::{
+    Config, DetectLocal, InterfaceName, MarkBit, Masquerade, NodePortAddresses, OccupiedNodePorts, PortRange, RuleOptions,
+};
 use hyper::StatusCode;
 use kernel::sysctl::{self, Outcome, Sysctl};
 use kernel::{Kernel, supported_families};
@@ -18,12 +20,13 @@ use tokio::task::{LocalSet, spawn_local};
 use tracing::{debug, info, warn};
 
 use crate::agent::{Agent, Servers, Sources};
-use crate::cli::{Bind, DetectLocalMode, NodePortAddress, Proxy, Run, VipBinding};
+use crate::cli::{Bind, DetectLocalMode, NodePortAddress, Occupied, Proxy, Run, VipBinding, VipPing, WatchNodes};
 use crate::drain::Limits;
 use crate::exit::{Ending, Exit, kernel_ending};
 use crate::health::Health;
 use crate::health_check::HealthChecks;
 use crate::http::{self, Answer};
+use crate::listeners::Sockets;
 use crate::mailbox::Mailbox;
 use crate::metrics::Metrics;
 use crate::news::News;
@@ -68,7 +71,8 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
 
     let metrics = Metrics::new().context("cannot register metrics")?;
     let mailbox = Mailbox::default();
-    let addresses = node::follow(mailbox.clone())?;
+    let network = node::follow(mailbox.clone())?;
+    let sockets = Sockets::follow(arguments.audit_period)?;
     let settings = Settings {
         config: config.clone(),
         excluded: arguments.proxy.exclude_cidrs.clone(),
@@ -93,7 +97,7 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
     let outcome = tasks.block_on(&runtime, async {
         writer.map(|writer| spawn_local(writer.run()));
         serve(arguments, &mailbox, &metrics, &health)?;
-        follow(arguments.once, agent, source, Sources { events, addresses, lacking_schedulers }, health).await
+        follow(arguments.once, agent, source, Sources { events, network, sockets, lacking_schedulers }, health).await
     });
     mailbox.post(|letter| letter.stop = true);
     if thread.join().is_err() {
@@ -113,7 +117,8 @@ async fn source(arguments: &Run, node_name: &str, events: mpsc::Sender<Event>) -
         return Ok((Box::pin(source.run(events)), None));
     }
     let client = connect(arguments.source.kubeconfig.as_deref()).await.map_err(invalid)?;
-    let source = ApiSource::new(client.clone(), node_name.to_owned(), Tuning::default());
+    let tuning = Tuning { all_nodes: arguments.proxy.watch_nodes == WatchNodes::All, ..Tuning::default() };
+    let source = ApiSource::new(client.clone(), node_name.to_owned(), tuning);
     Ok((Box::pin(async move { source.run(events).await }), Some(client)))
 }
 
@@ -124,11 +129,11 @@ fn serve(arguments: &Run, mailbox: &Mailbox, metrics: &Metrics, health: &watch::
     }
     if let Bind(Some(address)) = arguments.healthz_bind_address {
         let health = health.clone();
-        spawn_local(http::serve(address, "health", move |path| std::future::ready(answer_health(&path, &health.borrow()))));
+        spawn_local(http::serve(address, "health", move |path, _| std::future::ready(answer_health(&path, &health.borrow()))));
     }
     if let Bind(Some(address)) = arguments.metrics_bind_address {
         let metrics = metrics.clone();
-        spawn_local(http::serve(address, "metrics", move |path| std::future::ready(answer_metrics(&path, &metrics))));
+        spawn_local(http::serve(address, "metrics", move |path, _| std::future::ready(answer_metrics(&path, &metrics))));
     }
     if !arguments.control_socket.as_os_str().is_empty() {
         let listener = http::control_listener(&arguments.control_socket)?;
@@ -197,30 +202,41 @@ fn config(proxy: &Proxy, node_name: &str) -> anyhow::Result<Config> {
             DetectLocal::InterfaceNamePrefix(interface("--interface-name-prefix", &proxy.interface_name_prefix)?)
         }
     };
-    let networks: Vec<_> = proxy
-        .nodeport_addresses
-        .iter()
-        .filter_map(|address| match address {
-            NodePortAddress::Network(network) => Some(*network),
-            NodePortAddress::Primary | NodePortAddress::All => None,
-        })
-        .collect();
-    let node_port_addresses = match proxy.nodeport_addresses.as_slice() {
-        [NodePortAddress::Primary] => NodePortAddresses::Primary,
-        [NodePortAddress::All] => NodePortAddresses::All,
-        all if all.len() == networks.len() => NodePortAddresses::Cidrs(networks),
-        _ => return Err(usage("--nodeport-addresses: `primary` and `all` stand alone; give one of them, or networks".to_owned())),
+    let (mut networks, mut interfaces, mut alone) = (Vec::new(), Vec::new(), None);
+    for address in &proxy.nodeport_addresses {
+        match address {
+            NodePortAddress::Primary => alone = Some(NodePortAddresses::Primary),
+            NodePortAddress::All => alone = Some(NodePortAddresses::All),
+            NodePortAddress::Network(network) => networks.push(*network),
+            NodePortAddress::Interface(pattern) => interfaces.push(pattern.clone()),
+        }
+    }
+    let node_port_addresses = match alone {
+        None => NodePortAddresses::Listed { networks, interfaces },
+        Some(choice) if proxy.nodeport_addresses.len() == 1 => choice,
+        Some(_) => {
+            let sentence = "--nodeport-addresses: `primary` and `all` stand alone; give one of them, or networks and interfaces";
+            return Err(usage(sentence.to_owned()));
+        }
     };
     if proxy.scheduler.is_none() {
         return Err(usage("--scheduler: none serves nobody; name a scheduler such as rr, wlc or mh".to_owned()));
     }
     let mark = MarkBit::new(proxy.masquerade_bit).context("--masquerade-bit is out of range")?;
+    let ports = masquerade_ports(proxy).map_err(usage)?;
     Ok(Config {
+        allowed_externals: proxy.allow_external_cidrs.clone(),
+        excluded_load_balancers: proxy.load_balancer_exclude_cidrs.clone(),
+        occupied_node_ports: match proxy.occupied_node_ports {
+            Occupied::Service => OccupiedNodePorts::Service,
+            Occupied::Process => OccupiedNodePorts::Process,
+        },
+        answer_pings: proxy.vip_ping == VipPing::Answer,
         ranges_per_family: proxy.source_ranges_per_family,
         open_input: proxy.open_input,
         families: supported_families(),
         scheduler: proxy.scheduler,
-        masquerade: Masquerade { all: proxy.masquerade_all, mark, detect_local },
+        masquerade: Masquerade { all: proxy.masquerade_all, mark, detect_local, ports },
         node_port_addresses,
         via: match proxy.vip_binding {
             VipBinding::Route => Via::Route,
@@ -228,6 +244,21 @@ fn config(proxy: &Proxy, node_name: &str) -> anyhow::Result<Config> {
         },
         ..Config::new(node_name)
     })
+}
+
+/// The source ports of masqueraded callers: an answer that came to a node port would be taken for a call of it.
+fn masquerade_ports(proxy: &Proxy) -> Result<PortRange, String> {
+    let node_ports = proxy.node_port_range;
+    match proxy.masquerade_port_range {
+        Some(ports) if ports.overlaps(node_ports) => Err(format!(
+            "--masquerade-port-range {ports} has ports of --node-port-range {node_ports}: answers to masqueraded callers would go to \
+             node ports; choose ports beside it"
+        )),
+        Some(ports) => Ok(ports),
+        None => node_ports.complement().ok_or_else(|| {
+            format!("--node-port-range {node_ports} leaves no port above 1023 to masqueraded callers; choose a smaller one, as the API server has it")
+        }),
+    }
 }
 
 /// Says when the host's firewall would keep everything out. It is read once: what it is later, is for its owner to know.

@@ -184,7 +184,13 @@ fn an_invalid_value_names_its_flag_and_what_is_allowed() {
     for (flag, value, allowed) in [
         ("--vip-binding", "magic", "route, address"),
         ("--detect-local-mode", "Magic", "ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix"),
-        ("--nodeport-addresses", "eth0", "primary, all, or a network such as 192.0.2.0/24"),
+        ("--nodeport-addresses", "eth0/24", "primary, all, networks such as 192.0.2.0/24, or interfaces such as eth0 or eth+"),
+        ("--occupied-node-ports", "nobody", "service, process"),
+        ("--vip-ping", "maybe", "answer, refuse"),
+        ("--watch-nodes", "some", "all, own"),
+        ("--allow-external-cidrs", "everything", "--allow-external-cidrs"),
+        ("--load-balancer-exclude-cidrs", "everything", "--load-balancer-exclude-cidrs"),
+        ("--masquerade-port-range", "2-1", "such as 32768-65535"),
         ("--scheduler", "far too long a name", "rr, wlc or mh"),
         ("--masquerade-bit", "32", "0..=31"),
         ("--audit-period", "30", "30s, 500ms or 1m30s"),
@@ -207,6 +213,10 @@ fn flags_that_do_not_go_together_are_named() {
     kube_ipvs(&["run", "--detect-local-mode", "BridgeInterface"]).expect(2, &["--bridge-interface"]);
     kube_ipvs(&["run", "--detect-local-mode", "InterfaceNamePrefix"]).expect(2, &["--interface-name-prefix"]);
     kube_ipvs(&["run", "--nodeport-addresses", "primary,192.0.2.0/24"]).expect(2, &["--nodeport-addresses", "stand alone"]);
+    kube_ipvs(&["run", "--nodeport-addresses", "all,eth0"]).expect(2, &["--nodeport-addresses", "stand alone"]);
+    kube_ipvs(&["run", "--masquerade-port-range", "32000-40000"])
+        .expect(2, &["--masquerade-port-range 32000-40000", "--node-port-range 30000-32767", "choose ports beside it"]);
+    kube_ipvs(&["run", "--node-port-range", "1-65535"]).expect(2, &["--node-port-range 1-65535", "choose a smaller one"]);
     kube_ipvs(&["run", "--detect-local-mode", "BridgeInterface", "--bridge-interface", "a b"])
         .expect(2, &["--bridge-interface", "\"a b\""]);
 }

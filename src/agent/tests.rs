@@ -19,7 +19,7 @@ struct Running {
     metrics: Metrics,
     news: News,
     tasks: Vec<JoinHandle<()>>,
-    _addresses: watch::Sender<Vec<InterfaceAddress>>,
+    _network: watch::Sender<Network>,
 }
 
 impl Running {
@@ -31,9 +31,9 @@ impl Running {
         let options = RuleOptions { random_fully: true };
         let mut agent = Agent::new(Config::new(NODE), options, mailbox.clone(), register, news.clone(), metrics.clone(), None);
         let (sender, events) = mpsc::channel(16);
-        let (sending_addresses, addresses) = watch::channel(Vec::new());
+        let (network, followed) = watch::channel(Network::default());
         let (_, lacking_schedulers) = watch::channel(BTreeSet::new());
-        let mut sources = Sources { events, addresses, lacking_schedulers };
+        let mut sources = Sources { events, network: followed, sockets: Sockets::follow(LONG).unwrap(), lacking_schedulers };
         let backoff = (Duration::from_millis(20), Duration::from_millis(100));
         let source = ApiSource::new(client, NODE.to_owned(), Tuning { backoff, ..Tuning::default() });
         let tasks = vec![
@@ -41,7 +41,7 @@ impl Running {
             tokio::spawn(Writer::run(writer)),
             spawn_local(async move { agent.follow(&mut sources).await }),
         ];
-        Self { mailbox, metrics, news, tasks, _addresses: sending_addresses }
+        Self { mailbox, metrics, news, tasks, _network: network }
     }
 
     /// Waits until the reconciler has been told of all of these Services.

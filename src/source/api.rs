@@ -38,6 +38,8 @@ pub(crate) struct Tuning {
     pub(crate) patience: Duration,
     /// The first and the longest wait after an error.
     pub(crate) backoff: (Duration, Duration),
+    /// Whether to watch all Nodes, or only the own one.
+    pub(crate) all_nodes: bool,
 }
 
 impl Default for Tuning {
@@ -48,6 +50,7 @@ impl Default for Tuning {
             // API servers give up on a list after 60 s themselves.
             patience: Duration::from_secs(60),
             backoff: (Duration::from_millis(800), Duration::from_secs(30)),
+            all_nodes: true,
         }
     }
 }
@@ -95,7 +98,7 @@ impl ApiSource {
         loop {
             let streaming = self.streaming.load(Ordering::Relaxed);
             let stream = watcher(Api::<K>::all(self.client.clone()), self.config(K::KIND, streaming));
-            let follower = Follower { source: self, events, streaming, listing: Listing::Before, objects: 0 };
+            let follower = Follower { source: self, events, streaming, listing: Listing::Before, has_own_node: false };
             if let Err(closed) = follower.run(pin!(stream), &mut backoff).await {
                 return closed;
             }
@@ -103,7 +106,7 @@ impl ApiSource {
     }
 
     fn config(&self, kind: Kind, streaming: bool) -> watcher::Config {
-        let selectors = selectors(kind, &self.node_name);
+        let selectors = selectors(kind, (!self.tuning.all_nodes).then_some(&*self.node_name));
         // Paged lists are consistent reads: a cached one (resourceVersion 0) would ignore the page size, and could go back behind what was seen.
         let config = watcher::Config {
             label_selector: selectors.labels,
@@ -137,8 +140,8 @@ struct Follower<'a> {
     events: &'a Events,
     streaming: bool,
     listing: Listing,
-    /// Objects in the listing under way.
-    objects: usize,
+    /// Whether the listing under way has named the own Node.
+    has_own_node: bool,
 }
 
 /// Whether the same stream goes on or another one is needed.
@@ -188,18 +191,18 @@ impl Follower<'_> {
                     sleep(delay).await;
                 }
                 self.listing = Listing::Under;
-                self.objects = 0;
+                self.has_own_node = false;
                 tell(self.events, Event::Listing(K::KIND)).await?;
             }
             watcher::Event::InitApply(object) => {
-                self.objects += 1;
+                self.has_own_node |= K::KIND == Kind::Node && object.meta().name.as_ref() == Some(&self.source.node_name);
                 tell(self.events, Event::Applied(object.into())).await?;
             }
             watcher::Event::InitDone => {
                 self.listing = Listing::Complete;
                 backoff.reset();
                 tell(self.events, Event::Listed(K::KIND)).await?;
-                if K::KIND == Kind::Node && self.objects == 0 {
+                if K::KIND == Kind::Node && !self.has_own_node {
                     self.trouble(Kind::Node, unknown_node(&self.source.node_name)).await?;
                 }
             }

@@ -180,10 +180,10 @@ impl ManifestSource {
                 }
             }
         }
+        merged.retain(|_, (object, _)| selects(object));
         // Files without any Node are fine; files with others and not this one are a mistake in a name.
-        let nodes = merged.keys().any(|(kind, ..)| *kind == Kind::Node);
-        merged.retain(|_, (object, _)| selects(object, &self.node_name));
-        if nodes && !merged.keys().any(|(kind, ..)| *kind == Kind::Node) {
+        let mut nodes = merged.keys().filter(|(kind, ..)| *kind == Kind::Node).map(|(_, _, name)| name).peekable();
+        if nodes.peek().is_some() && !nodes.any(|name| *name == self.node_name) {
             disputes.insert(unknown_node(&self.node_name));
         }
         self.disputes = disputes;

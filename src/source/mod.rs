@@ -4,7 +4,7 @@ pub(crate) mod api;
 pub(crate) mod manifests;
 mod selection;
 
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::fmt;
@@ -20,7 +20,8 @@ pub(crate) enum Kind {
 
 /// An object of one of these kinds, without its `managedFields`.
 ///
-/// A source brings its objects already selected: no Service of another proxy, nothing headless, no Node but the own one.
+/// A source brings its objects already selected: no Service of another proxy, nothing headless, no Node but the own one unless all are
+/// asked for, and of Nodes just what the agent reads.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Object {
     Service(Box<Service>),
@@ -126,8 +127,13 @@ impl From<EndpointSlice> for Object {
 }
 
 impl From<Node> for Object {
+    /// Keeps what the agent reads: a Node is kilobytes of images, conditions and annotations, and there can be thousands.
     fn from(object: Node) -> Self {
-        Object::Node(Box::new(object)).without_managed_fields()
+        let Node { metadata, spec, status } = object;
+        let metadata = ObjectMeta { name: metadata.name, labels: metadata.labels, ..ObjectMeta::default() };
+        let spec = spec.map(|spec| NodeSpec { pod_cidr: spec.pod_cidr, pod_cidrs: spec.pod_cidrs, ..NodeSpec::default() });
+        let status = status.map(|status| NodeStatus { addresses: status.addresses, ..NodeStatus::default() });
+        Object::Node(Box::new(Node { metadata, spec, status }))
     }
 }
 

@@ -16,16 +16,17 @@ pub(super) struct Selectors {
     pub(super) fields: Option<String>,
 }
 
-pub(super) fn selectors(kind: Kind, node_name: &str) -> Selectors {
+/// `node_name` is the one Node wanted, if not all are.
+pub(super) fn selectors(kind: Kind, node_name: Option<&str>) -> Selectors {
     match kind {
         Kind::Service => Selectors { labels: Some(format!("!{PROXY_NAME}")), fields: Some("spec.clusterIP!=None".to_owned()) },
         Kind::EndpointSlice => Selectors { labels: Some(format!("!{HEADLESS}")), fields: None },
-        Kind::Node => Selectors { labels: None, fields: Some(format!("metadata.name={node_name}")) },
+        Kind::Node => Selectors { labels: None, fields: node_name.map(|name| format!("metadata.name={name}")) },
     }
 }
 
-/// What [`selectors`] select, for objects that no API server has selected.
-pub(super) fn selects(object: &Object, node_name: &str) -> bool {
+/// What [`selectors`] select, for objects that no API server has selected. All Nodes: in files they cost nothing.
+pub(super) fn selects(object: &Object) -> bool {
     let labelled =
         |label: &str| object.metadata().labels.as_ref().is_some_and(|labels: &BTreeMap<_, _>| labels.contains_key(label));
     match object {
@@ -34,6 +35,6 @@ pub(super) fn selects(object: &Object, node_name: &str) -> bool {
             !headless && !labelled(PROXY_NAME)
         }
         Object::EndpointSlice(_) => !labelled(HEADLESS),
-        Object::Node(node) => node.metadata.name.as_deref() == Some(node_name),
+        Object::Node(_) => true,
     }
 }

@@ -66,8 +66,8 @@ async fn both_sources_tell_the_same_of_what_was_recorded() {
     let from_files = sorted(from_files(&recorded(), "node-1"));
     let names = |objects: &[Object]| objects.iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(names(&from_api), names(&from_files));
-    // 18 Services less the headless one and the one of another proxy, 17 slices less the headless one, one Node of three.
-    assert_eq!(from_api.len(), 16 + 16 + 1);
+    // 18 Services less the headless one and the one of another proxy, 17 slices less the headless one, three Nodes.
+    assert_eq!(from_api.len(), 16 + 16 + 3);
     for (by_api, by_file) in from_api.iter().zip(&from_files) {
         assert_eq!(by_api, by_file);
         assert_eq!(by_api.metadata().managed_fields, None);

@@ -3,6 +3,7 @@
 //! Each test has a world of network namespaces of its own ([`testkit::World`]), so all run side by side in one boot. What a test reads must be compiled
 //! in (`include_str!`): the repository is not in the guest.
 
+mod addresses;
 mod binding;
 mod changes;
 mod cluster;

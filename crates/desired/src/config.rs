@@ -6,6 +6,9 @@ use std::fmt;
 use ipnetwork::IpNetwork;
 use model::{Family, Scheduler, Via};
 
+use crate::interface::InterfacePattern;
+use crate::ports::PortRange;
+
 /// The operator's decisions that shape desired state. They hold for the life of the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -26,6 +29,14 @@ pub struct Config {
     pub ranges_per_family: bool,
     /// Whether frontends are accepted ahead of the rest of the INPUT chain: where the host's firewall drops what it does not know.
     pub open_input: bool,
+    /// Networks whose addresses a Service may have as external IPs or load balancer addresses although another machine has them.
+    pub allowed_externals: Vec<IpNetwork>,
+    /// Networks whose load balancer addresses are left to the load balancer.
+    pub excluded_load_balancers: Vec<IpNetwork>,
+    /// Who has a node port on which a process of the node listens.
+    pub occupied_node_ports: OccupiedNodePorts,
+    /// Whether a VIP that is bound answers pings.
+    pub answer_pings: bool,
 }
 
 impl Config {
@@ -42,6 +53,10 @@ impl Config {
             via: Via::Route,
             ranges_per_family: false,
             open_input: false,
+            allowed_externals: Vec::new(),
+            excluded_load_balancers: Vec::new(),
+            occupied_node_ports: OccupiedNodePorts::Service,
+            answer_pings: true,
         }
     }
 }
@@ -55,6 +70,9 @@ pub struct Masquerade {
     pub mark: MarkBit,
     /// How a pod of this node is told from other callers of a ClusterIP. Pods keep their address, others do not.
     pub detect_local: DetectLocal,
+    /// The source ports that take the place of the callers' own. None of them may be a node port: an answer to it would be taken for
+    /// a call of that node port.
+    pub ports: PortRange,
 }
 
 /// One bit of the packet mark.
@@ -107,10 +125,24 @@ pub enum NodePortAddresses {
     Primary,
     /// Every address of every interface, IPv6 link-local ones left out.
     All,
-    /// The addresses in these networks; IPv6 link-local ones if a network covers them. A family of which the list has no network,
-    /// or has one of prefix length 0, serves [`Self::All`], as with kube-proxy: lists written for one family stay valid when a
-    /// cluster becomes dual-stack.
-    Cidrs(Vec<IpNetwork>),
+    /// What is in these networks or on these interfaces, as addresses come and go. IPv6 link-local ones only if a network covers
+    /// them. A network of prefix length 0 is all addresses of its family. So is, in a list without interfaces, no network at all of
+    /// a family, as with kube-proxy: lists written for one family stay valid when a cluster becomes dual-stack.
+    Listed {
+        /// The networks, of either family.
+        networks: Vec<IpNetwork>,
+        /// The interfaces, by name.
+        interfaces: Vec<InterfacePattern>,
+    },
+}
+
+/// Who has a node port on which a process of this node listens already. It is a [`Problem`](crate::Problem) of the Service either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OccupiedNodePorts {
+    /// The Service, as with kube-proxy: IPVS takes packets before they come to a socket.
+    Service,
+    /// The process: the node port is not served on addresses where it listens.
+    Process,
 }
 
 /// The name of a network interface, or the beginning of one, fit for a packet rule.

@@ -70,16 +70,19 @@ impl NodeFacts {
     /// The addresses of `family` that serve node ports, in order.
     #[must_use]
     pub fn node_port_addresses(&self, family: Family, choice: &NodePortAddresses) -> Vec<IpAddr> {
-        let cidrs = match choice {
+        let (networks, interfaces) = match choice {
             NodePortAddresses::Primary => return self.source(family).into_iter().collect(),
-            NodePortAddresses::All => Vec::new(),
-            NodePortAddresses::Cidrs(cidrs) => cidrs.iter().filter(|cidr| Family::of(cidr.ip()) == family).collect(),
+            NodePortAddresses::All => (&[][..], &[][..]),
+            NodePortAddresses::Listed { networks, interfaces } => (networks.as_slice(), interfaces.as_slice()),
         };
-        let all = cidrs.is_empty() || cidrs.iter().any(|cidr| cidr.prefix() == 0);
-        let chosen = |address: &IpAddr| {
-            if all { !is_ipv6_link_local(*address) } else { cidrs.iter().any(|cidr| cidr.contains(*address)) }
+        let networks: Vec<_> = networks.iter().filter(|network| Family::of(network.ip()) == family).collect();
+        let all = (networks.is_empty() && interfaces.is_empty()) || networks.iter().any(|network| network.prefix() == 0);
+        let chosen = |entry: &&InterfaceAddress| {
+            let named = || interfaces.iter().any(|pattern| pattern.matches(&entry.interface));
+            let covered = || networks.iter().any(|network| network.contains(entry.address));
+            if is_ipv6_link_local(entry.address) { !all && covered() } else { all || covered() || named() }
         };
-        let mut addresses: Vec<_> = self.own(family).filter(chosen).collect();
+        let mut addresses: Vec<_> = self.own_entries(family).filter(chosen).map(|entry| entry.address).collect();
         addresses.sort_unstable();
         addresses.dedup();
         addresses
@@ -92,15 +95,16 @@ impl NodeFacts {
 
     /// The addresses by which the node itself is reached: not loopback, and not those that only stand for VIPs.
     pub(crate) fn own(&self, family: Family) -> impl Iterator<Item = IpAddr> {
-        self.interfaces
-            .iter()
-            .filter(|entry| &*entry.interface != DEVICE)
-            .map(|entry| entry.address)
-            .filter(move |address| Family::of(*address) == family && !address.is_loopback() && !address.is_unspecified())
+        self.own_entries(family).map(|entry| entry.address)
+    }
+
+    fn own_entries(&self, family: Family) -> impl Iterator<Item = &InterfaceAddress> {
+        let usable = move |address: IpAddr| Family::of(address) == family && !address.is_loopback() && !address.is_unspecified();
+        self.interfaces.iter().filter(move |entry| &*entry.interface != DEVICE && usable(entry.address))
     }
 }
 
-fn ips(node: &Node, problems: &mut Problems) -> Vec<IpAddr> {
+pub(crate) fn ips(node: &Node, problems: &mut Problems) -> Vec<IpAddr> {
     let addresses = node.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
     let mut ips = Vec::new();
     for kind in ["InternalIP", "ExternalIP"] {
@@ -120,7 +124,7 @@ fn ips(node: &Node, problems: &mut Problems) -> Vec<IpAddr> {
     ips
 }
 
-fn pod_cidrs(node: &Node, problems: &mut Problems) -> Vec<IpNetwork> {
+pub(crate) fn pod_cidrs(node: &Node, problems: &mut Problems) -> Vec<IpNetwork> {
     let Some(spec) = &node.spec else { return Vec::new() };
     let texts = spec.pod_cidrs.as_deref().filter(|list| !list.is_empty()).unwrap_or(spec.pod_cidr.as_slice());
     let mut cidrs = Vec::with_capacity(texts.len());

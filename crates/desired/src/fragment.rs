@@ -8,10 +8,13 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use model::{Family, Member, Protocol, RealServer, RealServerKey, Role, Set, VirtualServer, VirtualServerConfig, VirtualServerKey};
 
-use crate::config::Config;
+use crate::config::{Config, OccupiedNodePorts};
 use crate::endpoints::{self, Candidate, Reach};
 use crate::facts::{NodeFacts, is_ipv6_link_local};
-use crate::problem::Problem;
+use crate::listeners::Listeners;
+use crate::machines::Machines;
+use crate::name::ServiceName;
+use crate::problem::{Problem, Problems, Reason};
 use crate::service::{Externals, Service, ServicePort};
 use crate::slice::Slice;
 
@@ -114,6 +117,61 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) facts: &'a NodeFacts,
     /// The addresses of both families on which node ports are served.
     pub(crate) node_port_addresses: &'a [IpAddr],
+    pub(crate) machines: &'a Machines,
+    pub(crate) listeners: &'a Listeners,
+}
+
+impl Surroundings<'_> {
+    /// Those of `addresses`, from `field`, that this node may take without cutting another machine off.
+    fn takeable(&self, addresses: &[IpAddr], field: &str, problems: &mut Problems) -> Vec<IpAddr> {
+        let Self { config, facts, machines, .. } = self;
+        let served = |address: &IpAddr| config.families.contains(&Family::of(*address));
+        let allowed = |address: IpAddr| {
+            // What the node has itself is not taken from anybody.
+            facts.has(address) || config.allowed_externals.iter().any(|network| network.contains(address))
+        };
+        let mut takeable = Vec::with_capacity(addresses.len());
+        for address in addresses.iter().copied().filter(served) {
+            match machines.holder(address).filter(|_| !allowed(address)) {
+                None => takeable.push(address),
+                Some(holder) => problems.add_for(
+                    Reason::AddressRefused,
+                    field,
+                    format!(
+                        "has {address}, {holder}, and is not served there: this node could not reach it any more; \
+                         choose another address, or allow this one with --allow-external-cidrs"
+                    ),
+                ),
+            }
+        }
+        takeable
+    }
+
+    /// Those of `addresses` on which the node port of `port` is to be served.
+    fn node_port_addresses_of(&self, port: &ServicePort, problems: &mut Problems) -> Vec<IpAddr> {
+        let Some(number) = port.node_port.map(NonZeroU16::get) else { return Vec::new() };
+        let Self { config, listeners, node_port_addresses, .. } = self;
+        let is_free = |address: &&IpAddr| !listeners.take(port.protocol, **address, number);
+        let free: Vec<_> = node_port_addresses.iter().filter(is_free).copied().collect();
+        if free.len() == node_port_addresses.len() {
+            return free;
+        }
+        let (outcome, addresses) = match config.occupied_node_ports {
+            OccupiedNodePorts::Service => {
+                ("the Service has it, and the process gets no calls from outside", node_port_addresses.to_vec())
+            }
+            OccupiedNodePorts::Process => ("the process keeps it, and the Service is not served there", free),
+        };
+        problems.add_for(
+            Reason::PortInUse,
+            "spec.ports[].nodePort",
+            format!(
+                "is {number}, where a process of this node listens for {} (see `ss -lnp`): {outcome}; give one of them another port",
+                port.protocol
+            ),
+        );
+        addresses
+    }
 }
 
 impl FrontendKind {
@@ -175,22 +233,33 @@ impl Frontend {
 
 impl Fragment {
     /// `slices` may be of both families.
-    pub(crate) fn build(service: &Service, slices: &[&Slice], around: Surroundings<'_>, problems: Vec<Problem>) -> Self {
-        let Surroundings { config, facts, node_port_addresses } = around;
+    pub(crate) fn build(
+        name: &ServiceName,
+        service: &Service,
+        slices: &[&Slice],
+        around: Surroundings<'_>,
+        mut problems: Vec<Problem>,
+    ) -> Self {
+        let Surroundings { config, facts, .. } = around;
         let nothing = Externals::default();
         let externals = service.externals.as_deref().unwrap_or(&nothing);
         let mut builder = Builder { ranges: externals.ranges.clone().unwrap_or_default(), ..Builder::default() };
+        let mut not_here = Problems::of("Service", name);
+        let external_ips = around.takeable(&externals.ips, "spec.externalIPs", &mut not_here);
+        let excluded = |address: &IpAddr| config.excluded_load_balancers.iter().any(|network| network.contains(*address));
+        let load_balancer: Vec<_> = externals.load_balancer.iter().copied().filter(|address| !excluded(address)).collect();
+        let load_balancer = around.takeable(&load_balancer, "status.loadBalancer.ingress", &mut not_here);
+        let node_ports: Vec<_> = service.ports.iter().map(|port| around.node_port_addresses_of(port, &mut not_here)).collect();
         for family in config.families.iter().copied() {
             let Some(cluster_ip) = service.cluster_ip(family) else { continue };
             let guard = guard(externals.ranges.as_deref(), family, config, facts);
             let of_family = |addresses: &[IpAddr]| -> Vec<IpAddr> {
                 addresses.iter().copied().filter(|address| Family::of(*address) == family).collect()
             };
-            let external_ips = of_family(&externals.ips);
-            let load_balancer = of_family(&externals.load_balancer);
-            let node_addresses = of_family(node_port_addresses);
+            let external_ips = of_family(&external_ips);
+            let load_balancer = of_family(&load_balancer);
             let mut ready_here = BTreeSet::new();
-            for port in &service.ports {
+            for (port, node_addresses) in service.ports.iter().zip(&node_ports) {
                 let candidates = endpoints::of_port(
                     slices.iter().copied(),
                     family,
@@ -206,8 +275,7 @@ impl Fragment {
                 let mut pools =
                     Pools { builder: &mut builder, service, port, family, config, candidates: &candidates, made: [None; 2] };
                 let internal = pools.reaching(service.internal);
-                let node_port = port.node_port.map(NonZeroU16::get);
-                let is_external = node_port.is_some() || !external_ips.is_empty() || !load_balancer.is_empty();
+                let is_external = port.node_port.is_some() || !external_ips.is_empty() || !load_balancer.is_empty();
                 let external = is_external.then(|| match service.external {
                     Reach::Cluster => (pools.reaching(Reach::Cluster), None),
                     Reach::Node => (pools.reaching(Reach::Node), Some(pools.reaching(Reach::Cluster))),
@@ -225,13 +293,15 @@ impl Fragment {
                 for address in &load_balancer {
                     add(FrontendKind::LoadBalancer, *address, port.port, external, guard);
                 }
-                for address in node_port.iter().flat_map(|_| &node_addresses) {
-                    add(FrontendKind::NodePort, *address, node_port.unwrap_or_default(), external, Guard::Open);
+                let node_port = port.node_port.map(NonZeroU16::get);
+                for (address, number) in of_family(node_addresses).into_iter().zip(node_port.iter().cycle()) {
+                    add(FrontendKind::NodePort, address, *number, external, Guard::Open);
                 }
             }
             let check = externals.health_check.map(|port| HealthCheck { port: port.get(), local_endpoints: ready_here.len() });
             builder.health_checks.extend(check.map(|check| (family, check)));
         }
+        problems.extend(not_here.finish());
         builder.finish(service.created, problems)
     }
 
@@ -284,10 +354,10 @@ impl Fragment {
         members
     }
 
-    /// What the Service's health check node port is to answer, with the endpoints of the family that has more of them here.
+    /// The Service's health check node port.
     #[must_use]
-    pub fn health_check(&self) -> Option<HealthCheck> {
-        self.health_checks.iter().map(|(_, check)| *check).max_by_key(|check| check.local_endpoints)
+    pub fn health_check_port(&self) -> Option<u16> {
+        self.health_checks.first().map(|(_, check)| check.port)
     }
 
     /// What the Service's health check node port is to answer on the node's addresses of `family`.

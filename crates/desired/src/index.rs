@@ -2,15 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::{Node, Service as ServiceObject};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use model::Scheduler;
+use model::{Protocol, Scheduler};
 
-use crate::config::Config;
-use crate::facts::{InterfaceAddress, NodeFacts, is_ipv6_link_local};
+use crate::config::{Config, DetectLocal};
+use crate::facts::{self, InterfaceAddress, NodeFacts, is_ipv6_link_local};
 use crate::fragment::{Fragment, Surroundings};
+use crate::listeners::{Listener, Listeners};
+use crate::machines::{self, Footprint, Machines};
 use crate::name::ServiceName;
 use crate::problem::{Problem, Problems};
 use crate::service::Service;
@@ -19,14 +23,18 @@ use crate::slice::Slice;
 const SERVICE: &str = "Service";
 const ENDPOINT_SLICE: &str = "EndpointSlice";
 
+/// The Service of the API server itself: its endpoints are where the API server answers.
+const API: (&str, &str) = ("default", "kubernetes");
+
 /// The namespace and name of an EndpointSlice take the same form as a Service's.
 type SliceName = ServiceName;
 
-/// Follows Services, EndpointSlices, the Node and the node's addresses, and tells which Services each change touches.
+/// Follows Services, EndpointSlices, Nodes and the node's own network, and tells which Services each change touches.
 ///
 /// It takes whole objects and keeps of them what desired state follows from. An object that changes in nothing else makes no Service
 /// dirty. A change costs what it touches: an EndpointSlice its own Service, a node address the Services that can be called from
-/// outside, the node's zone the Services with zone hints.
+/// outside, the node's zone the Services with zone hints, another machine's address the Services that claim it, a process that
+/// listens the Services with that node port.
 #[derive(Debug)]
 pub struct Index {
     config: Config,
@@ -35,18 +43,26 @@ pub struct Index {
     node_port_addresses: Vec<IpAddr>,
     /// The node's own addresses, as far as Services can depend on them.
     own_addresses: BTreeSet<IpAddr>,
+    machines: Machines,
+    listeners: Listeners,
     entries: BTreeMap<ServiceName, Entry>,
     /// Which Service a slice was last seen to belong to.
     slices: BTreeMap<SliceName, ServiceName>,
     /// Services that depend on the node's addresses.
     on_addresses: BTreeSet<ServiceName>,
     with_zone_hints: BTreeSet<ServiceName>,
+    /// Which Services have an address as an external IP or a load balancer's.
+    claims: BTreeMap<IpAddr, BTreeSet<ServiceName>>,
+    node_ports: BTreeMap<(Protocol, u16), BTreeSet<ServiceName>>,
+    /// Whether there is a node port that there was not when it was last asked for.
+    has_new_node_ports: bool,
     /// The schedulers that Services ask for.
     schedulers: BTreeMap<ServiceName, Scheduler>,
     lacking: BTreeSet<Scheduler>,
     dirty: BTreeSet<ServiceName>,
     listed_services: Option<BTreeSet<ServiceName>>,
     listed_slices: Option<BTreeSet<SliceName>>,
+    listed_nodes: Option<BTreeSet<Box<str>>>,
 }
 
 /// A kind of object that is listed as a whole.
@@ -84,7 +100,13 @@ impl Index {
     /// An index that knows of nothing yet.
     #[must_use]
     pub fn new(config: Config) -> Self {
+        let pod_networks = match &config.masquerade.detect_local {
+            DetectLocal::ClusterCidr(networks) => networks.as_slice(),
+            _ => &[],
+        };
         Self {
+            machines: Machines::new(pod_networks),
+            listeners: Listeners::default(),
             config,
             facts: NodeFacts::default(),
             node_problems: Box::default(),
@@ -94,11 +116,15 @@ impl Index {
             slices: BTreeMap::new(),
             on_addresses: BTreeSet::new(),
             with_zone_hints: BTreeSet::new(),
+            claims: BTreeMap::new(),
+            node_ports: BTreeMap::new(),
+            has_new_node_ports: false,
             schedulers: BTreeMap::new(),
             lacking: BTreeSet::new(),
             dirty: BTreeSet::new(),
             listed_services: None,
             listed_slices: None,
+            listed_nodes: None,
         }
     }
 
@@ -157,22 +183,57 @@ impl Index {
         }
     }
 
-    /// Takes in what the Node says of itself. Nodes of other names are ignored.
+    /// Takes in what a Node says of itself. Of Nodes other than the own one it keeps what Services must not take from them.
     pub fn apply_node(&mut self, object: &Node) {
-        if object.metadata.name.as_deref() != Some(&self.config.node_name) {
-            return;
+        let Some(name) = object.metadata.name.as_deref() else { return };
+        if let Some(listed) = &mut self.listed_nodes {
+            listed.insert(name.into());
         }
-        let zone = self.facts.zone.clone();
-        self.node_problems = self.facts.read(object);
-        if self.facts.zone != zone {
-            self.dirty.extend(self.with_zone_hints.iter().cloned());
+        let is_own = name == &*self.config.node_name;
+        if is_own {
+            let zone = self.facts.zone.clone();
+            self.node_problems = self.facts.read(object);
+            if self.facts.zone != zone {
+                self.dirty.extend(self.with_zone_hints.iter().cloned());
+            }
+            self.follow_addresses();
         }
-        self.follow_addresses();
+        // What is wrong with another Node is for the agent there to say.
+        let mut unsaid = Problems::of("Node", name);
+        let addresses = if is_own { Vec::new() } else { facts::ips(object, &mut unsaid) };
+        let pod_networks = facts::pod_cidrs(object, &mut unsaid).into();
+        let touched = self.machines.set_node(name, Footprint { addresses: addresses.into(), pod_networks });
+        self.machines_touched(&touched);
     }
 
-    /// Takes note that the Node is gone, which changes nothing: an object is gone, and the machine still has its addresses, its zone
+    /// Forgets a Node. The own one being gone changes nothing: an object is gone, and the machine still has its addresses, its zone
     /// and its pods.
-    pub const fn delete_node(&mut self, _metadata: &ObjectMeta) {}
+    pub fn delete_node(&mut self, metadata: &ObjectMeta) {
+        if let Some(name) = metadata.name.as_deref().filter(|name| **name != *self.config.node_name) {
+            let touched = self.machines.set_node(name, Footprint::default());
+            self.machines_touched(&touched);
+        }
+    }
+
+    /// Takes in the default gateways of the node, as they are now.
+    pub fn set_gateways(&mut self, gateways: BTreeSet<IpAddr>) {
+        let touched = self.machines.set_gateways(gateways);
+        self.machines_touched(&touched);
+    }
+
+    /// Takes in what processes of the node listen on, as it is now.
+    pub fn set_listeners(&mut self, listeners: BTreeSet<Listener>) {
+        let listeners = Listeners::new(listeners);
+        for port in listeners.changed_ports(&self.listeners) {
+            self.dirty.extend(self.node_ports.get(&port).into_iter().flatten().cloned());
+        }
+        self.listeners = listeners;
+    }
+
+    /// Whether there is a node port that there was not at the last call: what listens on it is not known yet.
+    pub fn take_new_node_ports(&mut self) -> bool {
+        std::mem::take(&mut self.has_new_node_ports)
+    }
 
     /// Takes in the addresses of all interfaces of the node. Not to be called with the result of a listing that failed: an address
     /// that is missing from it stops serving node ports.
@@ -198,7 +259,7 @@ impl Index {
         match kind {
             Kind::Service => self.listed_services = Some(BTreeSet::new()),
             Kind::EndpointSlice => self.listed_slices = Some(BTreeSet::new()),
-            Kind::Node => {}
+            Kind::Node => self.listed_nodes = Some(BTreeSet::new()),
         }
     }
 
@@ -216,7 +277,16 @@ impl Index {
                 let gone: Vec<_> = self.slices.keys().filter(|name| !listed.contains(*name)).cloned().collect();
                 gone.iter().for_each(|name| self.remove_slice(name));
             }
-            Kind::Node => {}
+            Kind::Node => {
+                let Some(listed) = self.listed_nodes.take() else { return };
+                let own = &*self.config.node_name;
+                let is_gone = |name: &&Arc<str>| &***name != own && !listed.contains(&***name);
+                let gone: Vec<_> = self.machines.nodes().filter(is_gone).cloned().collect();
+                for name in gone {
+                    let touched = self.machines.set_node(&name, Footprint::default());
+                    self.machines_touched(&touched);
+                }
+            }
         }
     }
 
@@ -246,15 +316,21 @@ impl Index {
         }
         problems.extend(entry.slices.iter().flat_map(|(_, slice)| slice.problems.iter().cloned()));
         let slices: Vec<_> = entry.slices.iter().map(|(_, slice)| slice).collect();
-        let around = Surroundings { config: &self.config, facts: &self.facts, node_port_addresses: &self.node_port_addresses };
-        Some(Fragment::build(service, &slices, around, problems))
+        let around = Surroundings {
+            config: &self.config,
+            facts: &self.facts,
+            node_port_addresses: &self.node_port_addresses,
+            machines: &self.machines,
+            listeners: &self.listeners,
+        };
+        Some(Fragment::build(name, service, &slices, around, problems))
     }
 
     /// When the Service called `name` is to be served, relative to others.
     #[must_use]
     pub fn priority(&self, name: &ServiceName) -> Priority {
         match (name.namespace(), name.name()) {
-            ("default", "kubernetes") => Priority::Api,
+            API => Priority::Api,
             ("kube-system", "kube-dns") => Priority::Dns,
             _ => {
                 let service = self.entries.get(name).and_then(|entry| entry.service.as_ref());
@@ -289,8 +365,9 @@ impl Index {
     fn set_service(&mut self, name: ServiceName, service: Option<Service>, problems: Box<[Problem]>) {
         let entry = self.entries.entry(name.clone()).or_default();
         if entry.service != service || entry.problems != problems {
-            entry.service = service;
+            let before = std::mem::replace(&mut entry.service, service);
             entry.problems = problems;
+            self.follow_claims(&name, before.as_ref());
             self.touched(name);
         } else {
             self.drop_if_empty(&name);
@@ -316,8 +393,41 @@ impl Index {
             Some(scheduler) => self.schedulers.insert(name.clone(), scheduler),
             None => self.schedulers.remove(&name),
         };
+        if (name.namespace(), name.name()) == API {
+            let slices = entry.into_iter().flat_map(|entry| &entry.slices);
+            let endpoints = slices.flat_map(|(_, slice)| &slice.endpoints).map(|endpoint| endpoint.address).collect();
+            let touched = self.machines.set_api_endpoints(endpoints);
+            self.machines_touched(&touched);
+        }
         self.drop_if_empty(&name);
         self.dirty.insert(name);
+    }
+
+    /// Brings up to date who claims the addresses and node ports of the Service called `name`, which was `before`.
+    fn follow_claims(&mut self, name: &ServiceName, before: Option<&Service>) {
+        for address in before.into_iter().flat_map(Service::claims) {
+            remove_from(&mut self.claims, &address, name);
+        }
+        let ports_before: BTreeSet<_> = before.into_iter().flat_map(Service::node_ports).collect();
+        for port in &ports_before {
+            remove_from(&mut self.node_ports, port, name);
+        }
+        let after = self.entries.get(name).and_then(|entry| entry.service.as_ref());
+        for address in after.into_iter().flat_map(Service::claims) {
+            self.claims.entry(address).or_default().insert(name.clone());
+        }
+        for port in after.into_iter().flat_map(Service::node_ports) {
+            self.has_new_node_ports |= !ports_before.contains(&port);
+            self.node_ports.entry(port).or_default().insert(name.clone());
+        }
+    }
+
+    /// Makes the Services dirty that claim addresses in these networks.
+    fn machines_touched(&mut self, networks: &[IpNetwork]) {
+        for network in networks {
+            let (first, last) = machines::bounds(network);
+            self.dirty.extend(self.claims.range(first..=last).flat_map(|(_, names)| names).cloned());
+        }
     }
 
     fn drop_if_empty(&mut self, name: &ServiceName) {
@@ -388,5 +498,14 @@ fn set_membership(set: &mut BTreeSet<ServiceName>, name: &ServiceName, member: b
         set.remove(name);
     } else if !set.contains(name) {
         set.insert(name.clone());
+    }
+}
+
+fn remove_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<ServiceName>>, key: &K, name: &ServiceName) {
+    if let Some(names) = index.get_mut(key) {
+        names.remove(name);
+        if names.is_empty() {
+            index.remove(key);
+        }
     }
 }

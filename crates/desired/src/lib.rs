@@ -43,20 +43,29 @@ mod endpoints;
 mod facts;
 mod fragment;
 mod index;
+mod interface;
 mod ledger;
+mod listeners;
+mod machines;
 mod marks;
 mod name;
+mod ports;
 mod problem;
 mod rules;
 mod scheduling;
 mod service;
 mod slice;
 
-pub use config::{Config, DetectLocal, InterfaceName, InvalidInterfaceName, MarkBit, Masquerade, NodePortAddresses};
+pub use config::{
+    Config, DetectLocal, InterfaceName, InvalidInterfaceName, MarkBit, Masquerade, NodePortAddresses, OccupiedNodePorts,
+};
 pub use facts::{InterfaceAddress, NodeFacts};
 pub use fragment::{Fragment, Frontend, FrontendKind, HealthCheck, TrafficPolicy};
 pub use index::{Index, Kind, Priority};
+pub use interface::{InterfacePattern, InvalidInterfacePattern};
 pub use ledger::{Conflict, Ledger, Owner};
+pub use listeners::Listener;
 pub use name::ServiceName;
+pub use ports::{InvalidPortRange, PortRange};
 pub use problem::{Problem, Reason};
 pub use rules::{RuleOptions, rules};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnetwork::IpNetwork;
-use model::{Chain, Family, Jump, Role, Rules, Set, Table};
+use model::{Chain, Family, Jump, Protocol, Role, Rules, Set, Table};
 
 use crate::config::{Config, DetectLocal};
 use crate::facts::NodeFacts;
@@ -156,14 +156,20 @@ fn mark_callers(family: Family, config: &Config, facts: &NodeFacts, cluster_ip: 
 
 fn postrouting(family: Family, config: &Config, mark: &str, options: RuleOptions) -> Vec<String> {
     let random_fully = if options.random_fully { " --random-fully" } else { "" };
-    vec![
-        // A pod that was given itself: without another source address it would answer itself, and not the Service.
-        format!("{} -j MASQUERADE", matches_set(Role::LoopBack, family, "dst,dst,src")),
-        format!("-m mark ! --mark {mark} -j RETURN"),
-        // Cleared, so that a packet which comes by again inside a tunnel's packet is not masqueraded twice.
-        format!("-j MARK --set-xmark 0x0/{:#x}", config.masquerade.mark.mask()),
-        format!("-j MASQUERADE{random_fully}"),
-    ]
+    let loops = matches_set(Role::LoopBack, family, "dst,dst,src");
+    // Only a rule for one protocol can choose ports.
+    let by_protocol = |matches: &str, random: &str| -> Vec<String> {
+        let ports = config.masquerade.ports;
+        let rule = |protocol: Protocol| format!("-p {}{matches} -j MASQUERADE --to-ports {ports}{random}", protocol.lower_name());
+        Protocol::ALL.into_iter().map(rule).collect()
+    };
+    // A pod that was given itself: without another source address it would answer itself, and not the Service.
+    let mut rules = by_protocol(&format!(" {loops}"), "");
+    rules.push(format!("-m mark ! --mark {mark} -j RETURN"));
+    // Cleared, so that a packet which comes by again inside a tunnel's packet is not masqueraded twice.
+    rules.push(format!("-j MARK --set-xmark 0x0/{:#x}", config.masquerade.mark.mask()));
+    rules.extend(by_protocol("", random_fully));
+    rules
 }
 
 fn forward(mark: &str) -> Vec<String> {
@@ -172,9 +178,9 @@ fn forward(mark: &str) -> Vec<String> {
 
 fn input(family: Family, config: &Config, mark: &str) -> Vec<String> {
     // Echo requests, and the errors that path MTU discovery and traceroute live on.
-    let (icmp, kinds, port_unreachable) = match family {
-        Family::V4 => ("-p icmp -m icmp --icmp-type", &[8, 3, 11, 12][..], "icmp-port-unreachable"),
-        Family::V6 => ("-p ipv6-icmp -m icmp6 --icmpv6-type", &[128, 1, 2, 3, 4][..], "icmp6-port-unreachable"),
+    let (icmp, echo, errors, port_unreachable) = match family {
+        Family::V4 => ("-p icmp -m icmp --icmp-type", 8, &[3, 11, 12][..], "icmp-port-unreachable"),
+        Family::V6 => ("-p ipv6-icmp -m icmp6 --icmpv6-type", 128, &[1, 2, 3, 4][..], "icmp6-port-unreachable"),
     };
     let mut rules = vec![
         format!("{} -j {SOURCE_RANGES}", matches_set(Role::Restricted, family, "dst,dst")),
@@ -189,7 +195,8 @@ fn input(family: Family, config: &Config, mark: &str) -> Vec<String> {
     } else {
         rules.extend(live.map(|role| format!("{} -j RETURN", matches_set(role, family, "dst,dst"))));
     }
-    rules.extend(kinds.iter().map(|kind| format!("{icmp} {kind} -j RETURN")));
+    let kinds = config.answer_pings.then_some(&echo).into_iter().chain(errors);
+    rules.extend(kinds.map(|kind| format!("{icmp} {kind} -j RETURN")));
     // Last and complete in itself, so that a chain of which rules went missing refuses nothing that is not for a VIP.
     rules.push(format!(
         "-m conntrack --ctstate NEW {} -j REJECT --reject-with {port_unreachable}",

@@ -106,6 +106,16 @@ impl Service {
         self.cluster_ips.iter().copied().find(|ip| Family::of(*ip) == family)
     }
 
+    /// The addresses outside of the cluster's own networks that it claims, some perhaps twice.
+    pub(crate) fn claims(&self) -> impl Iterator<Item = IpAddr> {
+        self.externals.iter().flat_map(|externals| externals.ips.iter().chain(&externals.load_balancer)).copied()
+    }
+
+    /// Its node ports.
+    pub(crate) fn node_ports(&self) -> impl Iterator<Item = (Protocol, u16)> {
+        self.ports.iter().filter_map(|port| Some((port.protocol, port.node_port?.get())))
+    }
+
     /// Whether what it wants depends on the addresses this node has.
     pub(crate) fn depends_on_addresses(&self) -> bool {
         self.externals.is_some() || self.ports.iter().any(|port| port.node_port.is_some())

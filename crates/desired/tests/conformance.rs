@@ -326,7 +326,7 @@ fn config(case: &Value) -> Config {
     }
     config.node_port_addresses = match value.get("nodePortAddresses") {
         None => NodePortAddresses::All,
-        Some(list) => NodePortAddresses::Cidrs(cidrs(list)),
+        Some(list) => NodePortAddresses::Listed { networks: cidrs(list), interfaces: Vec::new() },
     };
     config.masquerade.all = value["masqueradeAll"].as_bool().unwrap_or(false);
     if let Some(bit) = value["masqueradeBit"].as_u64() {
@@ -503,15 +503,19 @@ fn compare_rules(family: Family, wanted: &Value, rules: &Rules) -> Vec<String> {
         }
     }
 
-    let postrouting = wanted_in("KUBE-POSTROUTING").into_iter().map(|rule| match text(&rule["target"]) {
+    // B3: a rule for each protocol, since only such a one can keep the ports apart from node ports.
+    let masquerade = |matches: &str, random: &str| {
+        let line = |protocol| format!("-p {protocol}{matches} -j MASQUERADE --to-ports 32768-65535{random}");
+        ["tcp", "udp", "sctp"].map(line).to_vec()
+    };
+    let postrouting = wanted_in("KUBE-POSTROUTING").into_iter().flat_map(|rule| match text(&rule["target"]) {
         "MASQUERADE" => match rule["set"].as_str() {
-            Some(set) => format!("-m set --match-set {set} {} -j MASQUERADE", text(&rule["set_dirs"])),
-            None if rule["random_fully"] == true => "-j MASQUERADE --random-fully".to_owned(),
-            None => "-j MASQUERADE".to_owned(),
+            Some(set) => masquerade(&format!(" -m set --match-set {set} {}", text(&rule["set_dirs"])), ""),
+            None => masquerade("", if rule["random_fully"] == true { " --random-fully" } else { "" }),
         },
-        "RETURN" => format!("-m mark ! --mark {} -j RETURN", text(&rule["not_mark"])),
-        "MARK" => format!("-j MARK --set-xmark 0x0/{}", text(&rule["xor_mark"])),
-        _ => format!("a rule for {rule}"),
+        "RETURN" => vec![format!("-m mark ! --mark {} -j RETURN", text(&rule["not_mark"]))],
+        "MARK" => vec![format!("-j MARK --set-xmark 0x0/{}", text(&rule["xor_mark"]))],
+        _ => vec![format!("a rule for {rule}")],
     });
     let forward = wanted_in("KUBE-FORWARD").into_iter().map(|rule| match rule["mark"].as_str() {
         Some(mark) => format!("-m mark --mark {mark} -j ACCEPT"),

@@ -69,6 +69,15 @@ impl Monitor {
     pub fn addresses(&mut self) -> Result<Vec<(String, IpAddr)>, Error> {
         self.vips.interfaces()
     }
+
+    /// The gateways of the node's default routes as they are now. There is no notice of routes: VIPs are routes too, and a node has
+    /// thousands of those. Whatever changes a default route mostly changes an address along with it.
+    ///
+    /// # Errors
+    /// When they cannot be read in full.
+    pub fn gateways(&mut self) -> Result<BTreeSet<IpAddr>, Error> {
+        self.vips.gateways()
+    }
 }
 
 /// What notifications have said.

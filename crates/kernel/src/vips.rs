@@ -81,6 +81,25 @@ impl Vips {
         Ok(addresses.iter().filter(|address| address.is_usable()).filter_map(named).collect())
     }
 
+    /// The gateways of default routes, of both families. Routes that a rule leads to in other tables are not looked at.
+    ///
+    /// # Errors
+    /// When they cannot be read in full.
+    pub fn gateways(&mut self) -> Result<BTreeSet<IpAddr>, Error> {
+        let mut gateways = BTreeSet::new();
+        for family in Family::ALL {
+            gateways.extend(self.socket.dump(
+                "listing routes",
+                |batch, seq| rtnl::get_main_routes(batch, seq, family),
+                |gateways: &mut Vec<IpAddr>, _, payload| {
+                    gateways.extend(rtnl::parse_default_gateways(payload)?.known().unwrap_or_default());
+                    Ok(())
+                },
+            )?);
+        }
+        Ok(gateways)
+    }
+
     /// Whether our device is among `links` and has no IPv4 address.
     pub(crate) fn is_bare(&mut self, links: &BTreeSet<u32>) -> Result<bool, Error> {
         let Some(device) = self.device()?.filter(|device| links.contains(&device.index)) else { return Ok(false) };

@@ -15,6 +15,7 @@ fn hasty() -> Tuning {
         watch_seconds: 200..=200,
         patience: Duration::from_secs(5),
         backoff: (Duration::from_millis(20), Duration::from_millis(100)),
+        all_nodes: true,
     }
 }
 
@@ -162,7 +163,7 @@ async fn streaming_lists_come_first_and_are_enough() {
     let mut agent = Agent::start(&server, hasty()).await;
     agent.until_all_are_listed().await;
     assert_eq!(agent.names(Kind::Service).len(), 10);
-    assert_eq!(agent.names(Kind::Node), ["node-1"]);
+    assert_eq!(agent.names(Kind::Node), ["node-1", "node-2"]);
     let told = agent.told_of(Kind::Service);
     assert_eq!((told.len(), told[0], told[11]), (12, "listing Service", "listed Service"));
     assert!(server.requests().iter().all(|request| request.asks.unwrap().0 == Verb::Watch));
@@ -172,7 +173,7 @@ async fn streaming_lists_come_first_and_are_enough() {
     assert_eq!(watch.param("fieldSelector"), "spec.clusterIP!=None");
     assert_eq!((watch.param("allowWatchBookmarks"), watch.param("timeoutSeconds")), ("true", "200"));
     assert_eq!(asked(&server, Verb::Watch, Resource::EndpointSlices)[0].param("labelSelector"), "!service.kubernetes.io/headless");
-    assert_eq!(asked(&server, Verb::Watch, Resource::Nodes)[0].param("fieldSelector"), "metadata.name=node-1");
+    assert_eq!(asked(&server, Verb::Watch, Resource::Nodes)[0].param("fieldSelector"), "");
     assert_eq!(agent.troubles, [""; 0]);
 }
 
@@ -404,6 +405,15 @@ async fn watches_of_many_nodes_do_not_end_in_step() {
 }
 
 #[tokio::test]
+async fn only_the_own_node_is_asked_for_where_others_are_not_wanted() {
+    let server = server(Options::default()).await;
+    let mut agent = Agent::start(&server, Tuning { all_nodes: false, ..hasty() }).await;
+    agent.until_all_are_listed().await;
+    assert_eq!(agent.names(Kind::Node), ["node-1"]);
+    assert_eq!(asked(&server, Verb::Watch, Resource::Nodes)[0].param("fieldSelector"), "metadata.name=node-1");
+}
+
+#[tokio::test]
 async fn an_unknown_node_is_named() {
     let server = ApiServer::start(Options::default()).await.unwrap();
     server.apply(node("node-2")).unwrap();
@@ -416,7 +426,7 @@ async fn an_unknown_node_is_named() {
         agent.troubles
     );
     server.apply(node("node-1")).unwrap();
-    agent.until(|agent| agent.names(Kind::Node) == ["node-1"]).await;
+    agent.until(|agent| agent.names(Kind::Node) == ["node-1", "node-2"]).await;
 }
 
 #[tokio::test]

@@ -92,6 +92,7 @@ fn a_start_lists_each_kind_from_all_files() {
             "listed EndpointSlice",
             "listing Node",
             "applied Node node-1",
+            "applied Node node-2",
             "listed Node"
         ]
     );

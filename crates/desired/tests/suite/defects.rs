@@ -97,7 +97,7 @@ fn b1_an_endpoint_that_is_not_ready_yet_or_no_more_can_reach_itself() {
     let members: Vec<_> = state.sets[&Set::new(Role::LoopBack, Family::V4)].members.iter().map(ToString::to_string).collect();
     assert_eq!(members, ["10.244.1.2,tcp:8080,10.244.1.2", "10.244.1.3,tcp:8080,10.244.1.3"]);
     assert!(
-        node.rules(Family::V4).contains("-m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE"),
+        node.rules(Family::V4).contains("-p tcp -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE"),
         "the rule looks at the endpoint alone"
     );
 }
@@ -240,7 +240,7 @@ fn c4_each_family_has_its_own_count() {
     let fragment = node.ledger.fragment(&name("web")).unwrap();
     let counts = Family::ALL.map(|family| fragment.health_check_of(family).unwrap().local_endpoints);
     assert_eq!(counts, [1, 0]);
-    assert_eq!(fragment.health_check().unwrap().local_endpoints, 1);
+    assert_eq!(fragment.health_check_of(Family::V4).unwrap().local_endpoints, 1);
 }
 
 /// The node is one caller, whichever of its addresses the kernel would have it speak from; pods are judged by theirs. All by one look-up.

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 
-use desired::{Config, Index, InterfaceAddress, Kind, Ledger, Problem, ServiceName};
-use model::{Family, Member, Role, Scope, Set, State, Via, VirtualServerKey};
+use desired::{Config, Index, InterfaceAddress, Kind, Ledger, Listener, OccupiedNodePorts, Problem, ServiceName};
+use model::{Family, Member, Protocol, Role, Scope, Set, State, Via, VirtualServerKey};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -16,6 +16,8 @@ const CLUSTER_IPS_V6: [&str; 2] = ["fd00:96::1", "fd00:96::2"];
 /// Some of them are addresses that the node has or may get, one is a ClusterIP, and one is none at all.
 const EXTERNAL_IPS: [&str; 7] =
     ["198.51.100.1", "198.51.100.2", "172.18.0.1", "172.18.0.2", "10.96.0.1", "2001:db8:100::1", "fd00:18::1"];
+/// Ports that Services have as node ports, and one that none has.
+const LISTENERS: [(u16, &str); 4] = [(30053, "0.0.0.0"), (30080, "172.18.0.1"), (30080, "::"), (22, "::")];
 const RANGES: [&str; 7] =
     ["203.0.113.0/24", "172.18.0.0/31", "172.18.0.2/32", "0.0.0.0/0", "fd00:18::/64", "2001:db8::/32", "everywhere"];
 
@@ -26,7 +28,9 @@ enum Op {
     ApplySlice(usize, Value),
     DeleteSlice(usize),
     ApplyNode(Value),
-    DeleteNode,
+    DeleteNode(&'static str),
+    SetGateways(Vec<&'static str>),
+    SetListeners(Vec<(u16, &'static str)>),
     SetInterfaces(Vec<(&'static str, &'static str)>),
     /// A list of what there is, less what the mask hides; begun twice if interrupted.
     Relist {
@@ -43,6 +47,9 @@ struct Cluster {
     services: BTreeMap<usize, Value>,
     slices: BTreeMap<usize, Value>,
     node: Option<Value>,
+    neighbour: Option<Value>,
+    gateways: Vec<&'static str>,
+    listeners: Vec<(u16, &'static str)>,
     interfaces: Vec<(&'static str, &'static str)>,
 }
 
@@ -55,7 +62,12 @@ struct Follower {
 }
 
 fn config(via: Via) -> Config {
-    Config { via, ranges_per_family: via == Via::Address, ..Config::new("node-1") }
+    // Both ways to see to an occupied port, each with one binding.
+    let occupied_node_ports = match via {
+        Via::Route => OccupiedNodePorts::Service,
+        Via::Address => OccupiedNodePorts::Process,
+    };
+    Config { via, ranges_per_family: via == Via::Address, occupied_node_ports, ..Config::new("node-1") }
 }
 
 impl Follower {
@@ -137,12 +149,24 @@ impl Cluster {
             }
             Op::ApplyNode(object) => {
                 index.apply_node(&parse(&object));
-                // Other nodes' objects are not seen by an agent that asks for its own, and must not matter to one that gets all.
                 if object["metadata"]["name"] == "node-1" {
                     self.node = Some(object);
+                } else {
+                    self.neighbour = Some(object);
                 }
             }
-            Op::DeleteNode => index.delete_node(&parse(&json!({"name": "node-1"}))),
+            Op::DeleteNode(name) => {
+                index.delete_node(&parse(&json!({"name": name})));
+                self.neighbour.take_if(|_| name == "node-2");
+            }
+            Op::SetGateways(gateways) => {
+                index.set_gateways(gateways.iter().map(|address| address.parse().unwrap()).collect());
+                self.gateways = gateways;
+            }
+            Op::SetListeners(listeners) => {
+                index.set_listeners(sockets(&listeners));
+                self.listeners = listeners;
+            }
             Op::SetInterfaces(interfaces) => {
                 index.set_interfaces(addresses(&interfaces));
                 self.interfaces = interfaces;
@@ -159,7 +183,7 @@ impl Cluster {
                 match kind {
                     Kind::Service => self.services.retain(|id, _| shown(id)),
                     Kind::EndpointSlice => self.slices.retain(|id, _| shown(id)),
-                    Kind::Node => {}
+                    Kind::Node => _ = self.neighbour.take_if(|_| !shown(&0)),
                 }
             }
             Op::Sync => follower.sync(),
@@ -173,7 +197,10 @@ impl Cluster {
         match kind {
             Kind::Service => listed(&self.services).iter().for_each(|object| index.apply_service(&parse(object)).unwrap()),
             Kind::EndpointSlice => listed(&self.slices).iter().for_each(|object| index.apply_slice(&parse(object)).unwrap()),
-            Kind::Node => self.node.iter().for_each(|object| index.apply_node(&parse(object))),
+            Kind::Node => {
+                let neighbour = self.neighbour.iter().filter(|_| shown(&0));
+                self.node.iter().chain(neighbour).for_each(|object| index.apply_node(&parse(object)));
+            }
         }
     }
 
@@ -186,6 +213,8 @@ impl Cluster {
 
     fn show(&self, follower: &mut Follower) {
         follower.index.set_interfaces(addresses(&self.interfaces));
+        follower.index.set_gateways(self.gateways.iter().map(|address| address.parse().unwrap()).collect());
+        follower.index.set_listeners(sockets(&self.listeners));
         for kind in [Kind::Node, Kind::Service, Kind::EndpointSlice] {
             self.list(kind, &mut follower.index, |_| true);
         }
@@ -265,7 +294,9 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (0..SLICES).prop_flat_map(|id| slice(id).prop_map(move |object| Op::ApplySlice(id, object))),
         2 => (0..SLICES).prop_map(Op::DeleteSlice),
         4 => node().prop_map(Op::ApplyNode),
-        1 => Just(Op::DeleteNode),
+        1 => prop::sample::select(vec!["node-1", "node-2"]).prop_map(Op::DeleteNode),
+        1 => prop::sample::subsequence(EXTERNAL_IPS.to_vec(), 0..2).prop_map(Op::SetGateways),
+        2 => prop::sample::subsequence(LISTENERS.to_vec(), 0..=LISTENERS.len()).prop_map(Op::SetListeners),
         2 => interfaces().prop_map(Op::SetInterfaces),
         2 => (kind, any::<u8>(), any::<bool>()).prop_map(|(kind, hidden, interrupted)| Op::Relist { kind, hidden, interrupted }),
         5 => Just(Op::Sync),
@@ -408,15 +439,16 @@ fn protocol() -> impl Strategy<Value = &'static str> {
 fn node() -> impl Strategy<Value = Value> {
     let zone = prop::sample::select(vec!["", "zone-a", "zone-b"]);
     let address = prop::sample::select(vec!["172.18.0.1", "172.18.0.2", "fd00:18::1"]);
-    (prop::sample::select(vec!["node-1", "node-1", "node-1", "node-2"]), zone, prop::collection::vec(address, 0..3)).prop_map(
-        |(name, zone, addresses)| {
-            let addresses: Vec<_> = addresses.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
-            json!({
-                "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}},
-                "status": {"addresses": addresses},
-            })
-        },
-    )
+    let name = prop::sample::select(vec!["node-1", "node-1", "node-2"]);
+    let pod_cidrs = prop::sample::subsequence(vec!["198.51.100.2/31", "2001:db8:100::/64"], 0..=2);
+    (name, zone, prop::collection::vec(address, 0..3), pod_cidrs).prop_map(|(name, zone, addresses, pod_cidrs)| {
+        let addresses: Vec<_> = addresses.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+        json!({
+            "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}},
+            "spec": {"podCIDRs": pod_cidrs},
+            "status": {"addresses": addresses},
+        })
+    })
 }
 
 fn interfaces() -> impl Strategy<Value = Vec<(&'static str, &'static str)>> {
@@ -440,6 +472,12 @@ fn slice_metadata(id: usize) -> Value {
 
 fn addresses(interfaces: &[(&str, &str)]) -> Vec<InterfaceAddress> {
     interfaces.iter().map(|(name, address)| InterfaceAddress::new(name, address.parse().unwrap())).collect()
+}
+
+fn sockets(listeners: &[(u16, &str)]) -> BTreeSet<Listener> {
+    let socket =
+        |(port, address): &(u16, &str)| Listener { protocol: Protocol::Tcp, port: *port, address: address.parse().unwrap() };
+    listeners.iter().map(socket).collect()
 }
 
 fn parse<T: serde::de::DeserializeOwned>(value: &Value) -> T {

@@ -4,6 +4,7 @@
 
 mod conflicts;
 mod defects;
+mod external;
 mod incremental;
 mod scheduling;
 mod selection;

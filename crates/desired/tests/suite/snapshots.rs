@@ -465,10 +465,14 @@ fn rules_without_a_detector() {
     -t nat -A PREROUTING -j KUBE-IPVS-SERVICES
     -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-LOAD-BALANCER-SOURCE-NODE dst,dst -j DROP
     -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
-    -t nat -A KUBE-IPVS-POSTROUTING -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE
+    -t nat -A KUBE-IPVS-POSTROUTING -p tcp -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE --to-ports 32768-65535
+    -t nat -A KUBE-IPVS-POSTROUTING -p udp -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE --to-ports 32768-65535
+    -t nat -A KUBE-IPVS-POSTROUTING -p sctp -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE --to-ports 32768-65535
     -t nat -A KUBE-IPVS-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
     -t nat -A KUBE-IPVS-POSTROUTING -j MARK --set-xmark 0x0/0x4000
-    -t nat -A KUBE-IPVS-POSTROUTING -j MASQUERADE --random-fully
+    -t nat -A KUBE-IPVS-POSTROUTING -p tcp -j MASQUERADE --to-ports 32768-65535 --random-fully
+    -t nat -A KUBE-IPVS-POSTROUTING -p udp -j MASQUERADE --to-ports 32768-65535 --random-fully
+    -t nat -A KUBE-IPVS-POSTROUTING -p sctp -j MASQUERADE --to-ports 32768-65535 --random-fully
     -t nat -A KUBE-IPVS-SERVICES -s 127.0.0.0/8 -j RETURN
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-CLUSTER-IP src,dst -j MARK --set-xmark 0x4000/0x4000
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT
@@ -508,10 +512,14 @@ fn rules_without_a_detector() {
     -t nat -A PREROUTING -j KUBE-IPVS-SERVICES
     -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-6-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-6-LOAD-BALANCER-SOURCE-NOD dst,dst -j DROP
     -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-6-IN-CLUSTER-MARK dst,dst --map-mark
-    -t nat -A KUBE-IPVS-POSTROUTING -m set --match-set KUBE-6-LOOP-BACK dst,dst,src -j MASQUERADE
+    -t nat -A KUBE-IPVS-POSTROUTING -p tcp -m set --match-set KUBE-6-LOOP-BACK dst,dst,src -j MASQUERADE --to-ports 32768-65535
+    -t nat -A KUBE-IPVS-POSTROUTING -p udp -m set --match-set KUBE-6-LOOP-BACK dst,dst,src -j MASQUERADE --to-ports 32768-65535
+    -t nat -A KUBE-IPVS-POSTROUTING -p sctp -m set --match-set KUBE-6-LOOP-BACK dst,dst,src -j MASQUERADE --to-ports 32768-65535
     -t nat -A KUBE-IPVS-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
     -t nat -A KUBE-IPVS-POSTROUTING -j MARK --set-xmark 0x0/0x4000
-    -t nat -A KUBE-IPVS-POSTROUTING -j MASQUERADE --random-fully
+    -t nat -A KUBE-IPVS-POSTROUTING -p tcp -j MASQUERADE --to-ports 32768-65535 --random-fully
+    -t nat -A KUBE-IPVS-POSTROUTING -p udp -j MASQUERADE --to-ports 32768-65535 --random-fully
+    -t nat -A KUBE-IPVS-POSTROUTING -p sctp -j MASQUERADE --to-ports 32768-65535 --random-fully
     -t nat -A KUBE-IPVS-SERVICES -s ::1/128 -j RETURN
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-6-CLUSTER-IP src,dst -j MARK --set-xmark 0x4000/0x4000
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-6-CLUSTER-IP dst,dst -j ACCEPT
@@ -686,10 +694,14 @@ fn rules_that_masquerade_all_whatever_the_detector() {
     -t mangle -A KUBE-IPVS-OUTPUT -m set --match-set KUBE-LOAD-BALANCER-FW dst,dst -m set ! --match-set KUBE-LOAD-BALANCER-SOURCE-NODE dst,dst -j DROP
     -t mangle -A KUBE-IPVS-OUTPUT -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
     -t mangle -A KUBE-IPVS-PODS -s 10.244.1.0/24 -j SET --map-set KUBE-IN-CLUSTER-MARK dst,dst --map-mark
-    -t nat -A KUBE-IPVS-POSTROUTING -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE
+    -t nat -A KUBE-IPVS-POSTROUTING -p tcp -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE --to-ports 32768-65535
+    -t nat -A KUBE-IPVS-POSTROUTING -p udp -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE --to-ports 32768-65535
+    -t nat -A KUBE-IPVS-POSTROUTING -p sctp -m set --match-set KUBE-LOOP-BACK dst,dst,src -j MASQUERADE --to-ports 32768-65535
     -t nat -A KUBE-IPVS-POSTROUTING -m mark ! --mark 0x80000000/0x80000000 -j RETURN
     -t nat -A KUBE-IPVS-POSTROUTING -j MARK --set-xmark 0x0/0x80000000
-    -t nat -A KUBE-IPVS-POSTROUTING -j MASQUERADE --random-fully
+    -t nat -A KUBE-IPVS-POSTROUTING -p tcp -j MASQUERADE --to-ports 32768-65535 --random-fully
+    -t nat -A KUBE-IPVS-POSTROUTING -p udp -j MASQUERADE --to-ports 32768-65535 --random-fully
+    -t nat -A KUBE-IPVS-POSTROUTING -p sctp -j MASQUERADE --to-ports 32768-65535 --random-fully
     -t nat -A KUBE-IPVS-SERVICES -s 127.0.0.0/8 -j RETURN
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j MARK --set-xmark 0x80000000/0x80000000
     -t nat -A KUBE-IPVS-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT
@@ -728,7 +740,10 @@ fn node_port_addresses_by_choice() {
         let of = |family| node.index.facts().node_port_addresses(family, &node.index.config().node_port_addresses);
         Family::ALL.into_iter().flat_map(of).map(|address| address.to_string()).collect::<Vec<_>>().join(" ")
     };
-    let cidrs = |list: &[&str]| NodePortAddresses::Cidrs(list.iter().map(|cidr| cidr.parse().unwrap()).collect());
+    let cidrs = |list: &[&str]| NodePortAddresses::Listed {
+        networks: list.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+        interfaces: Vec::new(),
+    };
     assert_snapshot!(addresses(NodePortAddresses::Primary), @"172.18.0.11 fd00:18::11");
     assert_snapshot!(addresses(NodePortAddresses::All), @"172.17.0.1 172.18.0.11 fd00:18::11");
     assert_snapshot!(addresses(cidrs(&["172.17.0.0/16"])), @"172.17.0.1 fd00:18::11");

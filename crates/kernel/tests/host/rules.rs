@@ -29,12 +29,14 @@ fn variants() -> Vec<(String, Config, RuleOptions)> {
     let mut variants = Vec::new();
     for (name, detect_local) in detectors {
         for all in [false, true] {
-            for (bit, random_fully) in [(14, true), (0, false), (31, true)] {
+            for (bit, random_fully, ports) in [(14, true, "32768-65535"), (0, false, "1024-29999"), (31, true, "40000")] {
                 let mut config = Config::new("node-1");
                 config.masquerade.all = all;
                 config.masquerade.mark = MarkBit::new(bit).unwrap();
                 config.masquerade.detect_local = detect_local.clone();
-                let words = format!("{name}, all: {all}, bit {bit}, random: {random_fully}");
+                config.masquerade.ports = ports.parse().unwrap();
+                (config.answer_pings, config.open_input) = (bit != 0, bit == 31);
+                let words = format!("{name}, all: {all}, bit {bit}, random: {random_fully}, ports {ports}");
                 variants.push((words, config, RuleOptions { random_fully }));
             }
         }

@@ -11,8 +11,10 @@ pub use address::{Address, parse_address};
 pub use address::{del_address, get_addresses, new_address};
 pub use link::{Link, parse_link};
 pub use link::{del_link, get_link, get_links, new_dummy, set_up};
-pub use route::{LocalRoute, Route, RouteFilter, parse_route};
-pub use route::{add_local_route, del_local_route, get_route_to, get_routes, prepend_local_route, replace_local_route};
+pub use route::{LocalRoute, Route, RouteFilter, parse_default_gateways, parse_route};
+pub use route::{
+    add_local_route, del_local_route, get_main_routes, get_route_to, get_routes, prepend_local_route, replace_local_route,
+};
 
 /// Message type: a link that exists, or that came or changed.
 pub const RTM_NEWLINK: u16 = 16;
@@ -49,5 +51,9 @@ pub const PROTOCOL: u8 = 71;
 
 /// `RT_TABLE_LOCAL`: the table that says which addresses are the node's own.
 pub const TABLE_LOCAL: u32 = 255;
+/// `RT_TABLE_MAIN`: the table that says how everything else is reached.
+pub const TABLE_MAIN: u32 = 254;
+/// `RTN_UNICAST`: the type of a route to somewhere else.
+pub const ROUTE_UNICAST: u8 = 1;
 /// `RTN_LOCAL`: the type of a route that delivers to the node itself.
 pub const ROUTE_LOCAL: u8 = 2;

@@ -6,15 +6,18 @@ use model::Family;
 
 use crate::address::{family_from_number, family_number, read_address, write_address};
 use crate::flags::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST};
-use crate::reader::{Attributes, split_header};
+use crate::reader::{Attribute, Attributes, split_header};
 use crate::{Batch, Decoded, Malformed, Writer};
 
-use super::{PROTOCOL, ROUTE_LOCAL, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWROUTE, TABLE_LOCAL};
+use super::{PROTOCOL, ROUTE_LOCAL, ROUTE_UNICAST, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWROUTE, TABLE_LOCAL, TABLE_MAIN};
 
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
 const RTA_PREFSRC: u16 = 7;
+const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
+const RTA_VIA: u16 = 18;
 
 /// `RT_TABLE_LOCAL` where the header has eight bits for it.
 const HEADER_TABLE_LOCAL: u8 = 255;
@@ -121,6 +124,17 @@ pub fn get_routes(batch: &mut Batch, seq: u32, filter: RouteFilter) -> Result<()
     })
 }
 
+/// Asks for the routes of table `main` in a family, among which are those that lead out of the network.
+///
+/// # Errors
+/// When the message cannot be said in netlink.
+pub fn get_main_routes(batch: &mut Batch, seq: u32, family: Family) -> Result<(), Malformed> {
+    batch.message(RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, seq, |message| {
+        Header { family, prefix: 0, table: 0, protocol: 0, scope: 0, kind: 0 }.write(message);
+        message.u32(RTA_TABLE, TABLE_MAIN);
+    })
+}
+
 /// Asks how the node would reach `address`. The answer's [`Route::source`] is the address it would speak from; `ENETUNREACH` when it
 /// would not.
 ///
@@ -209,4 +223,117 @@ pub fn parse_route(payload: &[u8]) -> Result<Decoded<Route>, Malformed> {
         }
     }
     Ok(Decoded::Known(route))
+}
+
+/// The gateways of a route of table `main` that leads everywhere; none for any other route. Several share the traffic.
+///
+/// # Errors
+/// When it is malformed. One of another family is no error.
+pub fn parse_default_gateways(payload: &[u8]) -> Result<Decoded<Vec<IpAddr>>, Malformed> {
+    let route = match parse_route(payload)? {
+        Decoded::Known(route) => route,
+        Decoded::Foreign(why) => return Ok(Decoded::Foreign(why)),
+    };
+    let mut gateways = Vec::new();
+    if route.prefix == 0 && route.table == TABLE_MAIN && route.kind == ROUTE_UNICAST {
+        let (_, attributes) = split_header::<12>(payload, OWNER)?;
+        for attribute in Attributes::new(attributes, OWNER) {
+            let attribute = attribute?;
+            if attribute.kind == RTA_MULTIPATH {
+                next_hops(attribute.value, Family::of(route.destination), &mut gateways)?;
+            } else {
+                gateways.extend(gateway(&attribute, Family::of(route.destination))?);
+            }
+        }
+    }
+    Ok(Decoded::Known(gateways))
+}
+
+/// Reads `struct rtnexthop` after `struct rtnexthop`, each with its attributes.
+fn next_hops(mut bytes: &[u8], family: Family, gateways: &mut Vec<IpAddr>) -> Result<(), Malformed> {
+    const HOP: &str = "a next hop";
+    while !bytes.is_empty() {
+        let ([len_0, len_1, ..], _) = split_header::<8>(bytes, HOP)?;
+        let len = usize::from(u16::from_ne_bytes([len_0, len_1]));
+        let (_, attributes) = split_header::<8>(bytes.get(..len).unwrap_or_default(), HOP)?;
+        for attribute in Attributes::new(attributes, HOP) {
+            gateways.extend(gateway(&attribute?, family)?);
+        }
+        // The last one may come without its padding.
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// The gateway in an attribute of a route of `family`, if it is such an attribute. That of an IPv4 route may be an IPv6 address, which
+/// then comes as `struct rtvia`: the family, then the address.
+fn gateway(attribute: &Attribute<'_>, family: Family) -> Result<Option<IpAddr>, Malformed> {
+    match attribute.kind {
+        RTA_GATEWAY => read_address(attribute, family).map(Some),
+        RTA_VIA => {
+            let (number, address) = split_header::<2>(attribute.value, "a gateway")?;
+            Ok(match family_from_number(u16::from_ne_bytes(number)) {
+                Some(Family::V4) => Some(Ipv4Addr::from(split_header::<4>(address, "a gateway")?.0).into()),
+                Some(Family::V6) => Some(Ipv6Addr::from(split_header::<16>(address, "a gateway")?.0).into()),
+                None => None,
+            })
+        }
+        _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A route as the kernel lists it: a header and attributes of these numbers and values.
+    fn route(family: u8, prefix: u8, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut bytes = vec![family, prefix, 0, 0, 254, 3, 0, ROUTE_UNICAST, 0, 0, 0, 0];
+        attributes.iter().for_each(|(kind, value)| bytes.extend(attribute(*kind, value)));
+        bytes
+    }
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let len = u16::try_from(4 + value.len()).unwrap();
+        let mut bytes = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn hop(attributes: &[u8]) -> Vec<u8> {
+        let len = u16::try_from(8 + attributes.len()).unwrap();
+        [&len.to_ne_bytes()[..], &[0, 0, 2, 0, 0, 0], attributes].concat()
+    }
+
+    fn gateways(payload: &[u8]) -> Vec<String> {
+        parse_default_gateways(payload).unwrap().known().unwrap().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn d5_every_gateway_of_a_default_route_is_found() {
+        assert_eq!(gateways(&route(2, 0, &[(RTA_GATEWAY, &[192, 0, 2, 1]), (RTA_OIF, &[2, 0, 0, 0])])), ["192.0.2.1"]);
+        let v6: [u8; 16] = "fe80::1".parse::<Ipv6Addr>().unwrap().octets();
+        assert_eq!(gateways(&route(10, 0, &[(RTA_GATEWAY, &v6)])), ["fe80::1"]);
+        let via = [&10_u16.to_ne_bytes()[..], &v6].concat();
+        assert_eq!(gateways(&route(2, 0, &[(RTA_VIA, &via)])), ["fe80::1"]);
+        let hops = [hop(&attribute(RTA_GATEWAY, &[192, 0, 2, 1])), hop(&attribute(RTA_GATEWAY, &[192, 0, 2, 2]))].concat();
+        assert_eq!(gateways(&route(2, 0, &[(RTA_MULTIPATH, &hops)])), ["192.0.2.1", "192.0.2.2"]);
+
+        assert_eq!(gateways(&route(2, 24, &[(RTA_DST, &[198, 51, 100, 0]), (RTA_GATEWAY, &[192, 0, 2, 1])])), [""; 0]);
+        assert_eq!(gateways(&route(2, 0, &[(RTA_TABLE, &100_u32.to_ne_bytes()), (RTA_GATEWAY, &[192, 0, 2, 1])])), [""; 0]);
+    }
+
+    #[test]
+    fn a_next_hop_that_lies_about_its_length_is_an_error() {
+        let mut hops = hop(&attribute(RTA_GATEWAY, &[192, 0, 2, 1]));
+        for lie in [0_u16, 7, 17, u16::MAX] {
+            hops.splice(..2, lie.to_ne_bytes());
+            assert!(parse_default_gateways(&route(2, 0, &[(RTA_MULTIPATH, &hops)])).is_err(), "{lie}");
+        }
+        for cut in 1..hops.len() {
+            // Cut anywhere, it is an error or says less; it never panics.
+            drop(parse_default_gateways(&route(2, 0, &[(RTA_MULTIPATH, &hops[..cut])])));
+        }
+    }
 }

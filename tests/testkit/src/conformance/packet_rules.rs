@@ -192,12 +192,12 @@ fn of_ours(rule: &Value, mark: &str, knows_random_fully: bool) -> Result<Vec<Cou
             Ok(Vec::new())
         }
         ("KUBE-POSTROUTING", "MASQUERADE") if role == "LOOP-BACK" => {
-            one("nat", POSTROUTING, format!("-m set --match-set {set} {directions} -j MASQUERADE"))
+            Ok(masquerade(&format!(" -m set --match-set {set} {directions}"), ""))
         }
         ("KUBE-POSTROUTING", "MASQUERADE") => {
             // What the guest's iptables knows cannot be taken from it.
             let random = rule.get("random_fully").and_then(Value::as_bool).unwrap_or(false) || !knows_random_fully;
-            one("nat", POSTROUTING, format!("-j MASQUERADE{}", if random { " --random-fully" } else { "" }))
+            Ok(masquerade("", if random { " --random-fully" } else { "" }))
         }
         ("KUBE-POSTROUTING", "RETURN") => one("nat", POSTROUTING, format!("-m mark ! --mark {} -j RETURN", word(rule, "not_mark"))),
         ("KUBE-POSTROUTING", "MARK") => one("nat", POSTROUTING, format!("-j MARK --set-xmark 0x0/{}", word(rule, "xor_mark"))),
@@ -228,6 +228,12 @@ fn of_ours(rule: &Value, mark: &str, knows_random_fully: bool) -> Result<Vec<Cou
         }
         (chain, target) => bail!("a rule of {chain} to {target} has no counterpart here"),
     }
+}
+
+/// A rule for each protocol: only such a one can keep the ports that it chooses apart from node ports.
+fn masquerade(matches: &str, random: &str) -> Vec<Counterpart> {
+    let rule = |protocol| format!("-p {protocol}{matches} -j MASQUERADE --to-ports 32768-65535{random}");
+    ["tcp", "udp", "sctp"].map(|protocol| ("nat", POSTROUTING, rule(protocol))).to_vec()
 }
 
 fn word<'a>(rule: &'a Value, key: &str) -> &'a str {
