@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use desired::{Config, Fragment, Index, Priority, RuleOptions, rules};
+use model::Scheduler;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
@@ -37,6 +38,18 @@ pub(crate) struct Agent {
     troubles: usize,
     /// What this process serves itself, unless there is only one synchronisation.
     servers: Option<Servers>,
+}
+
+/// Where what the agent follows comes from.
+pub(crate) struct Sources {
+    /// The source of objects.
+    pub(crate) events: mpsc::Receiver<Event>,
+    /// The addresses of this node's interfaces, and its gateways.
+    pub(crate) network: watch::Receiver<Network>,
+    /// The sockets on which this node's processes listen.
+    pub(crate) sockets: Sockets,
+    /// The schedulers that are asked for and that the kernel lacks.
+    pub(crate) lacking_schedulers: watch::Receiver<BTreeSet<Scheduler>>,
 }
 
 /// What this process serves itself, where the kernel cannot.
@@ -83,13 +96,9 @@ impl Agent {
         self.troubles > 0 || !self.register.is_empty()
     }
 
-    /// Follows `events`, `network` and `sockets`; returns when the source has ended.
-    pub(crate) async fn follow(
-        &mut self,
-        events: &mut mpsc::Receiver<Event>,
-        network: &mut watch::Receiver<Network>,
-        sockets: &mut Sockets,
-    ) {
+    /// Follows `sources`; returns when the source of objects has ended.
+    pub(crate) async fn follow(&mut self, sources: &mut Sources) {
+        let Sources { events, network, sockets, lacking_schedulers } = sources;
         self.set_network(network.borrow_and_update().clone());
         self.index.set_listeners(sockets.listeners.borrow_and_update().clone());
         let news = self.news.clone();
@@ -109,6 +118,10 @@ impl Agent {
                     self.set_network(network.borrow_and_update().clone());
                 }
                 Ok(()) = sockets.listeners.changed() => self.index.set_listeners(sockets.listeners.borrow_and_update().clone()),
+                // The reconciler outlives this task; when it does not, the process ends.
+                Ok(()) = lacking_schedulers.changed() => {
+                    self.index.set_lacking_schedulers(lacking_schedulers.borrow_and_update().clone());
+                }
             }
             // What else has come by now makes one letter with it.
             while let Ok(event) = events.try_recv() {

@@ -93,7 +93,7 @@ pub(crate) struct Source {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Proxying")]
 pub(crate) struct Proxy {
-    /// The scheduler of every virtual server, as ipvsadm -s takes it
+    /// The scheduler of Services that do not ask for one by annotation, as ipvsadm -s takes it; where the kernel lacks it, rr
     #[arg(long, alias = "ipvs-scheduler", default_value = "rr", value_name = "NAME")]
     pub(crate) scheduler: Scheduler,
 

@@ -181,6 +181,27 @@ mod tests {
     }
 
     #[test]
+    fn who_is_desired_with_weight_0_does_not_leave() {
+        let start = Instant::now();
+        let mut drains = Drains::new(LIMITS);
+        let held = state(Protocol::Tcp, &[1, 2]);
+        let without_2 = || {
+            let mut desired = state(Protocol::Tcp, &[1, 2]);
+            desired.virtual_servers.get_mut(&key(Protocol::Tcp)).unwrap().real_servers.get_mut(&real(2)).unwrap().weight = 0;
+            desired
+        };
+        drains.keep_leaving(&mut without_2(), &held, itself, start);
+        assert_eq!((drains.len(), drains.next_check()), (0, None));
+
+        // It left before it was given that weight: its drain ends, and it stays.
+        drains.keep_leaving(&mut state(Protocol::Tcp, &[1]), &held, itself, start);
+        let mut desired = without_2();
+        drains.keep_leaving(&mut desired, &held, itself, start + CHECK);
+        assert!(drains.let_go(key(Protocol::Tcp), &BTreeMap::new(), start + LIMITS.connections).is_empty());
+        assert_eq!(weights(&desired, Protocol::Tcp), [(real(1), 1), (real(2), 0)]);
+    }
+
+    #[test]
     fn a4_a_deadline_runs_from_the_first_time_and_not_anew_with_every_pass() {
         let start = Instant::now();
         let mut drains = Drains::new(LIMITS);

@@ -26,6 +26,7 @@ mod refusals;
 mod register;
 mod relay;
 mod run;
+mod schedulers;
 mod source;
 mod stale_flows;
 mod status;

@@ -24,6 +24,7 @@ pub(crate) struct Metrics {
     pub(crate) repairs: IntCounterVec,
     pub(crate) trouble: IntCounterVec,
     pub(crate) source_synced: IntGaugeVec,
+    lacking_schedulers: IntGaugeVec,
     flushes: IntCounterVec,
     stale_flows: IntCounter,
 }
@@ -142,6 +143,16 @@ impl Metrics {
                     &["kind"],
                 )?,
             )?,
+            lacking_schedulers: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "lacking_schedulers",
+                        "1 for a scheduler that is asked for and that the kernel does not have, by name.",
+                    ),
+                    &["scheduler"],
+                )?,
+            )?,
             flushes: register(
                 &registry,
                 IntCounterVec::new(
@@ -165,6 +176,16 @@ impl Metrics {
     pub(crate) fn count_pass(&self, pass: Pass, duration: Duration, success: bool) {
         self.syncs.with_label_values(&[pass.label(), if success { "success" } else { "error" }]).inc();
         self.sync_duration.observe(duration.as_secs_f64());
+    }
+
+    /// Notes whether the kernel has the scheduler called `name`. One that it has is nothing to show.
+    pub(crate) fn note_scheduler(&self, name: &str, offered: bool) {
+        if offered {
+            // It fails for a name that is not shown, which is as it should be.
+            let _ = self.lacking_schedulers.remove_label_values(&[name]);
+        } else {
+            self.lacking_schedulers.with_label_values(&[name]).set(1);
+        }
     }
 
     /// Counts a search for stale flows, with how many were found; `None` when it failed.
@@ -209,8 +230,14 @@ mod tests {
         metrics.count_pass(Pass::Change, Duration::from_millis(1), false);
         metrics.count_flush(Some(3));
         metrics.count_flush(None);
+        metrics.note_scheduler("mh", true);
+        metrics.note_scheduler("new", false);
+        metrics.note_scheduler("found", false);
+        metrics.note_scheduler("found", true);
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();
         assert!(text.contains("kube_ipvs_stale_flows_total 3\n"), "{text}");
+        let lacking: Vec<_> = text.lines().filter(|line| line.starts_with("kube_ipvs_lacking_schedulers")).collect();
+        assert_eq!(lacking, ["kube_ipvs_lacking_schedulers{scheduler=\"new\"} 1"]);
         assert!(text.contains("kube_ipvs_flow_flushes_total{result=\"error\"} 1\n"), "{text}");
         assert!(text.contains("kube_ipvs_syncs_total{pass=\"start\",result=\"success\"} 1"), "{text}");
         assert!(text.contains("kube_ipvs_syncs_total{pass=\"change\",result=\"error\"} 1"), "{text}");

@@ -12,8 +12,8 @@ use anyhow::Context;
 use desired::{Config, Ledger};
 use ipnetwork::IpNetwork;
 use kernel::{Failure, Kernel, Report};
-use model::{Family, Rules, Scope, Set, State};
-use plan::{Ownership, Plan, Step, plan};
+use model::{Family, Rules, Scheduler, Scope, Set, State};
+use plan::{Order, Ownership, Plan, Step, plan};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
@@ -24,6 +24,7 @@ use crate::metrics::{Metrics, Pass};
 use crate::news::News;
 use crate::refusals::Refusals;
 use crate::register::Origin;
+use crate::schedulers::Schedulers;
 use crate::stale_flows::{self, StaleFlows};
 use crate::status::Names;
 
@@ -38,21 +39,26 @@ pub(crate) struct Settings {
     pub(crate) drain: Limits,
 }
 
+/// The thread, and what it tells of itself.
+pub(crate) struct Running {
+    pub(crate) health: watch::Receiver<Health>,
+    /// The schedulers that are asked for and that the kernel lacks.
+    pub(crate) lacking_schedulers: watch::Receiver<BTreeSet<Scheduler>>,
+    pub(crate) thread: JoinHandle<()>,
+}
+
 /// Starts the thread, which reads `mailbox` until a letter says stop, and leaves the kernel as it is then.
 ///
 /// # Errors
 /// When no thread can be made.
-pub(crate) fn spawn(
-    kernel: Kernel,
-    settings: Settings,
-    mailbox: Mailbox,
-    news: News,
-    metrics: Metrics,
-) -> anyhow::Result<(watch::Receiver<Health>, JoinHandle<()>)> {
+pub(crate) fn spawn(kernel: Kernel, settings: Settings, mailbox: Mailbox, news: News, metrics: Metrics) -> anyhow::Result<Running> {
     let (health, health_of) = watch::channel(Health::default());
+    let (lacking, lacking_schedulers) = watch::channel(BTreeSet::new());
     let reconciler = Reconciler {
         ledger: Ledger::new(&settings.config),
         drains: Drains::new(settings.drain),
+        schedulers: Schedulers::new(settings.config.scheduler, lacking, metrics.clone()),
+        order: Order::of_node(&settings.config.node_name),
         stale_flows: StaleFlows::default(),
         kernel,
         rules: BTreeMap::new(),
@@ -69,7 +75,7 @@ pub(crate) fn spawn(
     };
     let thread = thread::Builder::new().name("reconciler".to_owned());
     let thread = thread.spawn(move || reconciler.run(&mailbox)).context("cannot start the reconciler's thread")?;
-    Ok((health_of, thread))
+    Ok(Running { health: health_of, lacking_schedulers, thread })
 }
 
 struct Reconciler {
@@ -77,6 +83,9 @@ struct Reconciler {
     settings: Settings,
     ledger: Ledger,
     drains: Drains,
+    schedulers: Schedulers,
+    /// In which order real servers are added.
+    order: Order,
     stale_flows: StaleFlows,
     rules: BTreeMap<Family, Rules>,
     /// What the kernel holds, as far as it is known; `None` when only an observation can tell.
@@ -178,8 +187,9 @@ impl Reconciler {
             desired.rules.clone_from(&self.rules);
             held.rules.clone_from(&observed.rules);
         }
+        self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
         self.drains.keep_leaving(&mut desired, &held, |key| self.ledger.frontend(key), begun);
-        let plan = plan(&desired, &held, &Ownership::Scope);
+        let plan = plan(&desired, &held, &Ownership::Scope).in_order(self.order, &desired);
         self.apply(&plan, Pass::Change, begun);
     }
 
@@ -204,8 +214,9 @@ impl Reconciler {
             server.real_servers.retain(|real, _| gone.get(key).is_none_or(|gone| !gone.contains(real)));
         }
         let mut desired = self.ledger.desired(&scope);
+        self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
         self.drains.keep_leaving(&mut desired, &staying, |key| self.ledger.frontend(key), begun);
-        let plan = plan(&desired, &held, &Ownership::Scope);
+        let plan = plan(&desired, &held, &Ownership::Scope).in_order(self.order, &desired);
         if !plan.is_empty() {
             self.apply(&plan, pass, begun);
         }
@@ -289,8 +300,11 @@ impl Reconciler {
         self.refused.clear();
         let mut desired = self.ledger.complete();
         desired.rules.clone_from(&self.rules);
+        self.schedulers.ask_again(&desired, |scheduler| self.kernel.offers(scheduler));
+        self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
         self.drains.keep_leaving(&mut desired, &observed, |key| self.ledger.frontend(key), begun);
-        let plan = plan(&desired, &observed, &Ownership::Node { excluded: &self.settings.excluded });
+        let ownership = Ownership::Node { excluded: &self.settings.excluded };
+        let plan = plan(&desired, &observed, &ownership).in_order(self.order, &desired);
         self.observed = Some(observed);
         if pass == Pass::Audit {
             for (stage, steps) in plan.stages() {
@@ -314,14 +328,17 @@ impl Reconciler {
         }
         let report = self.kernel.apply(plan);
         self.note(plan, &report);
-        if pass != Pass::Change {
-            // What a change ran into may work with the next attempt, which comes soon: only what that confirms is for others to know.
-            self.news.post(Origin::Kernel, self.refused.news(|key| self.ledger.owner(key).map(|owner| owner.service)));
-        }
+        let unscheduled = self.unscheduled(&report);
         if report.leaves_state_unknown() {
             self.observed = None;
         } else if let Some(observed) = &mut self.observed {
             report.apply_to(plan, observed);
+        }
+        // It ends: every scheduler is news once.
+        self.change(&unscheduled, false);
+        if pass != Pass::Change {
+            // What a change ran into may work with the next attempt, which comes soon: only what that confirms is for others to know.
+            self.news.post(Origin::Kernel, self.refused.news(|key| self.ledger.owner(key).map(|owner| owner.service)));
         }
         if report.failures.is_empty() {
             if self.refused.is_empty() {
@@ -348,6 +365,17 @@ impl Reconciler {
                 health.synced_once = true;
             });
         }
+    }
+
+    /// The virtual servers that were refused for want of a scheduler that the kernel had been taken to have: another can serve them now.
+    fn unscheduled(&mut self, report: &Report) -> Scope {
+        let refused = || {
+            report.failures.iter().filter_map(|Failure { step, error }| Some((step.virtual_server()?, error.lacking_scheduler()?)))
+        };
+        let mut news: BTreeSet<_> = refused().map(|(_, scheduler)| scheduler).collect();
+        news.retain(|scheduler| self.schedulers.note_lacking(*scheduler));
+        let virtual_servers = refused().filter(|(_, scheduler)| news.contains(scheduler)).map(|(key, _)| key).collect();
+        Scope { virtual_servers, ..Scope::default() }
     }
 
     /// Has the kernel forget the UDP flows that lead to nobody any more.

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{LocalSet, spawn_local};
 use tracing::{debug, info, warn};
 
-use crate::agent::{Agent, Servers};
+use crate::agent::{Agent, Servers, Sources};
 use crate::cli::{Bind, DetectLocalMode, NodePortAddress, Occupied, Proxy, Run, VipBinding, VipPing, WatchNodes};
 use crate::drain::Limits;
 use crate::exit::{Ending, Exit, kernel_ending};
@@ -30,8 +30,7 @@ use crate::listeners::Sockets;
 use crate::mailbox::Mailbox;
 use crate::metrics::Metrics;
 use crate::news::News;
-use crate::node::Network;
-use crate::reconciler::{self, Settings};
+use crate::reconciler::{self, Running, Settings};
 use crate::register::Register;
 use crate::relay::Relays;
 use crate::source::Event;
@@ -81,7 +80,8 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
         drain: Limits { connections: arguments.proxy.drain_timeout, datagrams: arguments.proxy.udp_drain_timeout },
     };
     let news = News::default();
-    let (health, reconciler) = reconciler::spawn(kernel, settings, mailbox.clone(), news.clone(), metrics.clone())?;
+    let Running { health, lacking_schedulers, thread } =
+        reconciler::spawn(kernel, settings, mailbox.clone(), news.clone(), metrics.clone())?;
 
     let servers = (!arguments.once).then(|| Servers {
         checks: HealthChecks::new(health.clone()),
@@ -97,10 +97,10 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
     let outcome = tasks.block_on(&runtime, async {
         writer.map(|writer| spawn_local(writer.run()));
         serve(arguments, &mailbox, &metrics, &health)?;
-        follow(arguments.once, agent, source, events, (network, sockets), health).await
+        follow(arguments.once, agent, source, Sources { events, network, sockets, lacking_schedulers }, health).await
     });
     mailbox.post(|letter| letter.stop = true);
-    if reconciler.join().is_err() {
+    if thread.join().is_err() {
         return Err(Ending::error(Exit::Failure, "the reconciler has failed; what the kernel holds keeps serving"));
     }
     outcome
@@ -147,8 +147,7 @@ async fn follow(
     once: bool,
     mut agent: Agent,
     source: Source,
-    mut events: mpsc::Receiver<Event>,
-    (mut network, mut sockets): (watch::Receiver<Network>, Sockets),
+    mut sources: Sources,
     mut health: watch::Receiver<Health>,
 ) -> anyhow::Result<Option<Exit>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
@@ -164,7 +163,7 @@ async fn follow(
         }
     };
     tokio::select! {
-        () = agent.follow(&mut events, &mut network, &mut sockets) => Err(Ending::error(Exit::Failure, "the source of objects has ended")),
+        () = agent.follow(&mut sources) => Err(Ending::error(Exit::Failure, "the source of objects has ended")),
         () = source => Err(Ending::error(Exit::Failure, "the source of objects has ended")),
         _ = terminate.recv() => {
             info!("stopped by SIGTERM; what the kernel holds keeps serving");
@@ -179,7 +178,7 @@ async fn follow(
             Some(Health { synced_once: false, differing: Some(differing), .. }) => Err(Ending::error(Exit::Failure, differing.reason)),
             Some(health) => {
                 // Asked first, because it logs what the reconciler has just found out.
-                let complete = !agent.has_complaints() && health.differing.is_none();
+                let complete = !agent.has_complaints() && sources.lacking_schedulers.borrow().is_empty() && health.differing.is_none();
                 Ok((!complete).then_some(Exit::Incomplete))
             }
         },
@@ -220,6 +219,9 @@ fn config(proxy: &Proxy, node_name: &str) -> anyhow::Result<Config> {
             return Err(usage(sentence.to_owned()));
         }
     };
+    if proxy.scheduler.is_none() {
+        return Err(usage("--scheduler: none serves nobody; name a scheduler such as rr, wlc or mh".to_owned()));
+    }
     let mark = MarkBit::new(proxy.masquerade_bit).context("--masquerade-bit is out of range")?;
     let ports = masquerade_ports(proxy).map_err(usage)?;
     Ok(Config {

@@ -99,7 +99,7 @@ pub(crate) fn changed<'a>(plan: &'a Plan, observed: &'a State) -> impl Iterator<
     let was_dead = |key: &VirtualServerKey| !observed.virtual_servers.get(key).is_some_and(is_live);
     plan.steps().filter_map(move |step| match step {
         Step::RemoveRealServer { key, .. } => Some(*key),
-        Step::AddVirtualServer { key, server } => is_live(server).then_some(*key),
+        Step::AddVirtualServer { key, real_servers, .. } => real_servers.iter().any(|(_, real)| real.weight > 0).then_some(*key),
         Step::AddRealServer { key, server, .. } | Step::SetRealServer { key, server, .. } => {
             (server.weight > 0 && was_dead(key)).then_some(*key)
         }

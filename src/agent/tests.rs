@@ -30,15 +30,16 @@ impl Running {
         let register = Register::new(metrics.clone(), Some(reports));
         let options = RuleOptions { random_fully: true };
         let mut agent = Agent::new(Config::new(NODE), options, mailbox.clone(), register, news.clone(), metrics.clone(), None);
-        let (sender, mut events) = mpsc::channel(16);
-        let (network, mut followed) = watch::channel(Network::default());
-        let mut sockets = Sockets::follow(LONG).unwrap();
+        let (sender, events) = mpsc::channel(16);
+        let (network, followed) = watch::channel(Network::default());
+        let (_, lacking_schedulers) = watch::channel(BTreeSet::new());
+        let mut sources = Sources { events, network: followed, sockets: Sockets::follow(LONG).unwrap(), lacking_schedulers };
         let backoff = (Duration::from_millis(20), Duration::from_millis(100));
         let source = ApiSource::new(client, NODE.to_owned(), Tuning { backoff, ..Tuning::default() });
         let tasks = vec![
             tokio::spawn(async move { source.run(sender).await }),
             tokio::spawn(Writer::run(writer)),
-            spawn_local(async move { agent.follow(&mut events, &mut followed, &mut sockets).await }),
+            spawn_local(async move { agent.follow(&mut sources).await }),
         ];
         Self { mailbox, metrics, news, tasks, _network: network }
     }

@@ -9,7 +9,7 @@ use testkit::{NODE_V4, On, Pod, Process, Protocol, Result, World, eventually};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Sends a line every tenth of a second and says "held" when it comes back, "lost" when it does not.
-const CLIENT: &str = "exec 3<>/dev/tcp/10.96.0.10/80 || exit 1
+pub(crate) const CLIENT: &str = "exec 3<>/dev/tcp/10.96.0.10/80 || exit 1
 while echo ping >&3 2>/dev/null && read -t 3 -u 3 line 2>/dev/null; do echo held; sleep 0.1; done; echo lost";
 
 fn slice(pods: &[&Pod]) -> String {
@@ -40,7 +40,8 @@ fn connect(world: &World, arguments: &[&str]) -> Result<([Pod; 2], Vec<Process>,
     Ok((pods, processes, connection))
 }
 
-fn held(connection: &Process) -> Result<usize> {
+/// How many answers a client has had, whose connection is not to be lost.
+pub(crate) fn held(connection: &Process) -> Result<usize> {
     let output = connection.output()?;
     ensure!(!output.contains("lost"), "the connection was lost after {} answers", output.matches("held").count());
     Ok(output.matches("held").count())

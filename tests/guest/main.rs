@@ -13,6 +13,7 @@ mod foreign;
 mod matrix;
 mod policies;
 mod random;
+mod schedulers;
 mod sizes;
 mod start;
 mod status;

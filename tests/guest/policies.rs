@@ -271,17 +271,18 @@ fn h1_a_firewall_that_drops_by_default_is_reported_and_can_be_opened() {
 }
 
 #[test]
-fn j6_a_scheduler_that_the_kernel_lacks_is_named_and_the_node_counts_as_unhealthy() {
+fn j6_a_default_scheduler_that_the_kernel_lacks_is_named_and_rr_serves() {
     World::test(|world| {
         prepare(world)?;
         world.write("web.yaml", &web(""))?;
         let output = world.run_once(&["--scheduler", "nosuch"])?;
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.code() == Some(5), "{}: {log}", output.status);
-        ensure!(log.contains("the scheduler nosuch: this kernel has none of that name"), "{log}");
-        ensure!(log.contains("reason=KernelRefused") && log.contains("is not in the kernel as it should be"), "{log}");
+        ensure!(log.contains("load its module with `modprobe ip_vs_nosuch`"), "{log}");
+        let table = world.node().exec(&["ipvsadm", "-Sn"])?;
+        ensure!(table.lines().all(|line| line.ends_with("-s rr")) && !table.is_empty(), "{table}");
 
-        // Once it can be had, the same objects are served.
+        // Once there is one that can be had, it serves the same objects.
         let output = world.run_once(&["--scheduler", "wlc"])?;
         ensure!(output.status.success(), "{output:?}");
         let table = world.node().exec(&["ipvsadm", "-Sn"])?;

@@ -16,7 +16,7 @@ pub struct Config {
     pub node_name: Box<str>,
     /// The families to serve; the other family's half of a dual-stack Service is left out.
     pub families: BTreeSet<Family>,
-    /// The scheduler of every virtual server.
+    /// The scheduler of every virtual server whose Service asks for none.
     pub scheduler: Scheduler,
     /// Whose source address is replaced by the node's.
     pub masquerade: Masquerade,

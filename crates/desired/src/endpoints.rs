@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use model::{Family, RealServerKey};
 
+use crate::scheduling::Weights;
 use crate::service::ServicePort;
 use crate::slice::Slice;
 
@@ -46,6 +47,7 @@ pub(crate) struct Candidate {
     pub(crate) local: bool,
     node_hint: Hint,
     zone_hint: Hint,
+    pub(crate) weight: u16,
 }
 
 impl Candidate {
@@ -61,12 +63,14 @@ impl Candidate {
     }
 }
 
-/// The endpoints of `port` in `family` over all `slices` of its Service, as seen from a node in `zone`.
+/// The endpoints of `port` in `family` over all `slices` of its Service, as seen from a node in `zone`, with `weights` if its Service
+/// gives any.
 pub(crate) fn of_port<'a>(
     slices: impl IntoIterator<Item = &'a Slice>,
     family: Family,
     port: &ServicePort,
     zone: Option<&str>,
+    weights: Option<&Weights>,
 ) -> BTreeMap<RealServerKey, Candidate> {
     let mut candidates = BTreeMap::new();
     for slice in slices.into_iter().filter(|slice| slice.family == family) {
@@ -80,6 +84,8 @@ pub(crate) fn of_port<'a>(
                     local: endpoint.local,
                     node_hint: endpoint.node_hint,
                     zone_hint: Hint::of(endpoint.zones.iter().flat_map(|zones| zones.iter()).map(|zone| &**zone), zone),
+                    weight: weights
+                        .map_or(1, |weights| weights.of(endpoint.address, endpoint.pod.as_deref(), endpoint.node.as_deref())),
                 };
                 candidates
                     .entry(RealServerKey::new(endpoint.address, number))

@@ -6,10 +6,7 @@ use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use model::{
-    Family, Flags, Member, Protocol, RealServer, RealServerKey, Role, Scheduler, Set, VirtualServer, VirtualServerConfig,
-    VirtualServerKey,
-};
+use model::{Family, Member, Protocol, RealServer, RealServerKey, Role, Set, VirtualServer, VirtualServerConfig, VirtualServerKey};
 
 use crate::config::{Config, OccupiedNodePorts};
 use crate::endpoints::{self, Candidate, Reach};
@@ -105,8 +102,10 @@ pub enum TrafficPolicy {
 struct Pool {
     port_name: Arc<str>,
     config: VirtualServerConfig,
-    /// In order. What there is to say of each beyond its key is the same for all.
+    /// In order. What there is to say of each beyond its key is the same for all, but for its weight.
     real_servers: Box<[RealServerKey]>,
+    /// Those of another weight than 1, in order.
+    weights: Box<[(RealServerKey, u16)]>,
     /// Whether policy `Local` leaves it empty although there are endpoints on other nodes.
     only_elsewhere: bool,
 }
@@ -261,7 +260,13 @@ impl Fragment {
             let load_balancer = of_family(&load_balancer);
             let mut ready_here = BTreeSet::new();
             for (port, node_addresses) in service.ports.iter().zip(&node_ports) {
-                let candidates = endpoints::of_port(slices.iter().copied(), family, port, facts.zone.as_deref());
+                let candidates = endpoints::of_port(
+                    slices.iter().copied(),
+                    family,
+                    port,
+                    facts.zone.as_deref(),
+                    service.scheduling.as_deref().map(|scheduling| &scheduling.weights),
+                );
                 builder
                     .local
                     .extend(candidates.iter().filter(|(_, candidate)| candidate.local).map(|(key, _)| (*key, port.protocol)));
@@ -396,7 +401,9 @@ impl Fragment {
     /// Whether `key` is served the same way here and in `other`, by both of its virtual servers.
     pub(crate) fn serves_like(&self, other: &Self, key: &VirtualServerKey) -> bool {
         let alike = |one: Option<&Pool>, two: Option<&Pool>| match (one, two) {
-            (Some(one), Some(two)) => one.config == two.config && one.real_servers == two.real_servers,
+            (Some(one), Some(two)) => {
+                (one.config, &one.real_servers, &one.weights) == (two.config, &two.real_servers, &two.weights)
+            }
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,
         };
@@ -418,7 +425,12 @@ impl Fragment {
 
 impl Pool {
     fn virtual_server(&self) -> VirtualServer {
-        let real_servers = self.real_servers.iter().map(|key| (*key, RealServer::default())).collect();
+        let mut real_servers: BTreeMap<_, _> = self.real_servers.iter().map(|key| (*key, RealServer::default())).collect();
+        for (key, weight) in &self.weights {
+            if let Some(server) = real_servers.get_mut(key) {
+                server.weight = u32::from(*weight);
+            }
+        }
         VirtualServer { config: self.config, real_servers }
     }
 }
@@ -470,16 +482,15 @@ impl Pools<'_> {
         let Self { service, port, family, config, .. } = *self;
         let index = u32::try_from(self.builder.pools.len()).unwrap_or(u32::MAX);
         let real_servers = endpoints::select(self.candidates, reach);
+        let weight = |key: &RealServerKey| self.candidates.get(key).map_or(1, |candidate| candidate.weight);
+        let weights = real_servers.iter().map(|key| (*key, weight(key))).filter(|(_, weight)| *weight != 1).collect();
         let elsewhere = || !endpoints::select(self.candidates, Reach::Cluster).is_empty();
         self.builder.pools.push(Pool {
             only_elsewhere: reach == Reach::Node && real_servers.is_empty() && elsewhere(),
             port_name: Arc::clone(&port.name),
-            config: VirtualServerConfig {
-                flags: flags(config.scheduler),
-                persistence: service.affinity,
-                ..VirtualServerConfig::new(config.scheduler, family)
-            },
+            config: virtual_server_config(service, port, config, family),
             real_servers: real_servers.into(),
+            weights,
         });
         *made = Some(index);
         index
@@ -511,13 +522,14 @@ impl Builder {
     }
 }
 
-/// The schedulers that pick a server by a hash need two things said. `SCHED_1` lets them take another server when the picked one
-/// drains; without it those clients are refused for as long as it does (`net/netfilter/ipvs/ip_vs_mh.c`, `ip_vs_sh.c`). `SCHED_2`
-/// has `mh` hash the port as well, as kube-proxy has it, so that clients behind one address are spread too.
-fn flags(scheduler: Scheduler) -> Flags {
-    match scheduler.as_str() {
-        "mh" => Flags::SCHED_1.with(Flags::SCHED_2),
-        "sh" => Flags::SCHED_1,
-        _ => Flags::NONE,
+fn virtual_server_config(service: &Service, port: &ServicePort, config: &Config, family: Family) -> VirtualServerConfig {
+    let mut settings = VirtualServerConfig {
+        flags: config.scheduler.default_flags(),
+        persistence: service.affinity,
+        ..VirtualServerConfig::new(config.scheduler, family)
+    };
+    if let Some(scheduling) = &service.scheduling {
+        scheduling.apply_to(&mut settings, port.protocol);
     }
+    settings
 }

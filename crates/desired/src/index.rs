@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use k8s_openapi::api::core::v1::{Node, Service as ServiceObject};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use model::Protocol;
+use model::{Protocol, Scheduler};
 
 use crate::config::{Config, DetectLocal};
 use crate::facts::{self, InterfaceAddress, NodeFacts, is_ipv6_link_local};
@@ -56,6 +56,9 @@ pub struct Index {
     node_ports: BTreeMap<(Protocol, u16), BTreeSet<ServiceName>>,
     /// Whether there is a node port that there was not when it was last asked for.
     has_new_node_ports: bool,
+    /// The schedulers that Services ask for.
+    schedulers: BTreeMap<ServiceName, Scheduler>,
+    lacking: BTreeSet<Scheduler>,
     dirty: BTreeSet<ServiceName>,
     listed_services: Option<BTreeSet<ServiceName>>,
     listed_slices: Option<BTreeSet<SliceName>>,
@@ -116,6 +119,8 @@ impl Index {
             claims: BTreeMap::new(),
             node_ports: BTreeMap::new(),
             has_new_node_ports: false,
+            schedulers: BTreeMap::new(),
+            lacking: BTreeSet::new(),
             dirty: BTreeSet::new(),
             listed_services: None,
             listed_slices: None,
@@ -239,6 +244,15 @@ impl Index {
         self.follow_addresses();
     }
 
+    /// Takes note of the schedulers that the node's kernel has been found to lack. Services that ask for one still want it, and have a
+    /// problem.
+    pub fn set_lacking_schedulers(&mut self, lacking: BTreeSet<Scheduler>) {
+        let changed: BTreeSet<_> = self.lacking.symmetric_difference(&lacking).copied().collect();
+        let asking = self.schedulers.iter().filter(|(_, scheduler)| changed.contains(scheduler));
+        self.dirty.extend(asking.map(first));
+        self.lacking = lacking;
+    }
+
     /// Starts over with all objects of `kind`: what is not applied until [`Self::end_listing`] will be gone then. A listing that was
     /// begun and not ended is void.
     pub fn begin_listing(&mut self, kind: Kind) {
@@ -295,6 +309,11 @@ impl Index {
         let Some(service) = &entry.service else {
             return (!problems.is_empty()).then(|| Fragment::of_problems(problems));
         };
+        if let Some(scheduling) = &service.scheduling {
+            let mut of_node = Problems::of(SERVICE, name);
+            scheduling.note_lacking(&self.lacking, &mut of_node);
+            problems.extend(of_node.finish());
+        }
         problems.extend(entry.slices.iter().flat_map(|(_, slice)| slice.problems.iter().cloned()));
         let slices: Vec<_> = entry.slices.iter().map(|(_, slice)| slice).collect();
         let around = Surroundings {
@@ -368,7 +387,12 @@ impl Index {
         let on_addresses = entry.is_some_and(|entry| entry.service.as_ref().is_some_and(Service::depends_on_addresses));
         let has_zone_hints = entry.is_some_and(|entry| entry.slices.iter().any(|(_, slice)| slice.has_zone_hints()));
         set_membership(&mut self.on_addresses, &name, on_addresses);
+        let scheduler = entry.and_then(|entry| entry.service.as_ref()?.scheduling.as_ref()?.scheduler());
         set_membership(&mut self.with_zone_hints, &name, has_zone_hints);
+        match scheduler {
+            Some(scheduler) => self.schedulers.insert(name.clone(), scheduler),
+            None => self.schedulers.remove(&name),
+        };
         if (name.namespace(), name.name()) == API {
             let slices = entry.into_iter().flat_map(|entry| &entry.slices);
             let endpoints = slices.flat_map(|(_, slice)| &slice.endpoints).map(|endpoint| endpoint.address).collect();

@@ -52,6 +52,7 @@ mod name;
 mod ports;
 mod problem;
 mod rules;
+mod scheduling;
 mod service;
 mod slice;
 

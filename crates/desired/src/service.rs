@@ -13,6 +13,7 @@ use crate::address;
 use crate::endpoints::Reach;
 use crate::name::ServiceName;
 use crate::problem::{Problem, Problems, quoted};
+use crate::scheduling::Scheduling;
 
 /// Whoever sets this label has the Service served by another proxy of this name.
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
@@ -39,6 +40,8 @@ pub(crate) struct Service {
     pub(crate) external: Reach,
     /// What most Services do not have.
     pub(crate) externals: Option<Box<Externals>>,
+    /// What most Services leave to the defaults.
+    pub(crate) scheduling: Option<Box<Scheduling>>,
 }
 
 /// Addresses of a Service outside of the cluster's own networks.
@@ -82,13 +85,17 @@ impl Service {
         if cluster_ips.is_empty() {
             return None;
         }
+        let ports = ports(spec, problems);
+        let affinity = affinity(spec, problems);
+        let has_datagrams = ports.iter().any(|port| port.protocol == Protocol::Udp);
         Some(Self {
+            scheduling: Scheduling::parse(object, has_datagrams, affinity.is_some(), problems),
             // An object that does not say when it was made has no claim over one that does.
             created: object.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
             dns: matches!(label("k8s-app"), Some("kube-dns" | "coredns")),
             cluster_ips,
-            ports: ports(spec, problems),
-            affinity: affinity(spec, problems),
+            ports,
+            affinity,
             internal: reach(spec.internal_traffic_policy.as_deref(), "spec.internalTrafficPolicy", problems),
             external: external_reach(spec, problems),
             externals: externals(object, spec, problems),

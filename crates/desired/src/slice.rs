@@ -45,6 +45,10 @@ pub(crate) struct Endpoint {
     pub(crate) node_hint: Hint,
     /// The zones it is meant for. Endpoints of a slice that are meant for the same zones share the list.
     pub(crate) zones: Option<Arc<[Box<str>]>>,
+    /// The node it is on. Endpoints of a slice that are on the same node share the name.
+    pub(crate) node: Option<Arc<str>>,
+    /// The pod it is.
+    pub(crate) pod: Option<Box<str>>,
 }
 
 impl Slice {
@@ -96,6 +100,7 @@ fn endpoints(object: &v1::EndpointSlice, family: Family, node_name: &str, proble
     let objects = object.endpoints.as_deref().unwrap_or_default();
     let mut endpoints = Vec::with_capacity(objects.len());
     let mut zone_lists = BTreeMap::new();
+    let mut node_names = BTreeMap::new();
     for (index, object) in objects.iter().enumerate() {
         // The API gives addresses beyond the first no meaning.
         let Some(text) = object.addresses.first() else { continue };
@@ -133,7 +138,14 @@ fn endpoints(object: &v1::EndpointSlice, family: Family, node_name: &str, proble
                 let shared = || zones.iter().map(|zone| Box::from(*zone)).collect::<Arc<[Box<str>]>>();
                 Arc::clone(zone_lists.entry(zones.clone()).or_insert_with(shared))
             }),
+            node: object.node_name.as_deref().map(|name| Arc::clone(node_names.entry(name).or_insert_with(|| Arc::from(name)))),
+            pod: pod(object).map(Box::from),
         });
     }
     endpoints.into()
+}
+
+fn pod(object: &v1::Endpoint) -> Option<&str> {
+    let target = object.target_ref.as_ref()?;
+    target.name.as_deref().filter(|_| target.kind.as_deref() == Some("Pod"))
 }

@@ -125,7 +125,7 @@ pub(crate) fn step_at<'a>(steps: &[(usize, &'a Step)], index: usize) -> Option<&
 mod tests {
     use std::net::IpAddr;
 
-    use model::{Protocol, Role, Scheduler, Set, VirtualServer};
+    use model::{Protocol, Role, Scheduler, Set, VirtualServerConfig};
 
     use super::*;
 
@@ -134,7 +134,8 @@ mod tests {
         let address: IpAddr = "192.0.2.1".parse().unwrap();
         let add = |port| {
             let key = VirtualServerKey::address(address, Protocol::Tcp, port);
-            Step::AddVirtualServer { key, server: VirtualServer::new(Scheduler::RR, Family::V4) }
+            let config = VirtualServerConfig::new(Scheduler::RR, Family::V4);
+            Step::AddVirtualServer { key, config, real_servers: Vec::new() }
         };
         let members = [Member::IpPort(address, Protocol::Tcp, 80)];
         let restricted = Set::new(Role::Restricted, Family::V4);

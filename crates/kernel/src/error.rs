@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use model::Scheduler;
+
 /// What the kernel, or a tool that talks to it, would not do.
 ///
 /// Callers ask it questions rather than match on it: [`is_gone`](Self::is_gone), [`is_missing_module`](Self::is_missing_module),
@@ -24,6 +26,8 @@ enum Cause {
     Malformed(String),
     /// A part of the kernel is not there.
     MissingFeature(String),
+    /// IPVS has no scheduler of this name.
+    MissingScheduler(Scheduler),
     /// The process may not do what it has to.
     Denied(String),
     /// A program failed or is not there.
@@ -62,6 +66,10 @@ impl Error {
 
     pub(crate) fn missing_feature(context: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { context: context.into(), cause: Cause::MissingFeature(remedy.into()) }
+    }
+
+    pub(crate) fn missing_scheduler(scheduler: Scheduler) -> Self {
+        Self { context: format!("the scheduler {scheduler}"), cause: Cause::MissingScheduler(scheduler) }
     }
 
     pub(crate) fn denied(context: impl Into<String>, remedy: impl Into<String>) -> Self {
@@ -114,6 +122,15 @@ impl Error {
         matches!(self.cause, Cause::MissingFeature(_))
     }
 
+    /// The scheduler that IPVS does not have, if that is what is wrong.
+    #[must_use]
+    pub const fn lacking_scheduler(&self) -> Option<Scheduler> {
+        match self.cause {
+            Cause::MissingScheduler(scheduler) => Some(scheduler),
+            _ => None,
+        }
+    }
+
     /// Whether a program that is needed is not installed.
     #[must_use]
     pub const fn is_missing_tool(&self) -> bool {
@@ -131,7 +148,7 @@ impl Error {
         match &self.cause {
             Cause::Refused { .. } => self.already_exists() || self.is_gone() || self.errno() == Some(ENOBUFS),
             Cause::Io(_) | Cause::Malformed(_) | Cause::Interrupted => true,
-            Cause::MissingFeature(_) | Cause::Denied(_) | Cause::Tool { .. } => false,
+            Cause::MissingFeature(_) | Cause::MissingScheduler(_) | Cause::Denied(_) | Cause::Tool { .. } => false,
         }
     }
 }
@@ -151,6 +168,9 @@ impl fmt::Display for Error {
             Cause::Io(error) => error.fmt(f),
             Cause::Malformed(what) => write!(f, "the kernel's answer makes no sense: {what}"),
             Cause::MissingFeature(message) | Cause::Denied(message) | Cause::Tool { message, .. } => f.write_str(message),
+            Cause::MissingScheduler(name) => {
+                write!(f, "this kernel has none of that name: load its module with `modprobe ip_vs_{name}`, or choose another")
+            }
             Cause::Interrupted => f.write_str("changes kept interrupting the reading of the kernel's state"),
         }
     }

@@ -1,9 +1,13 @@
 //! The IPVS table.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
 use std::process::{Command, Stdio};
 
-use model::{RealServer, RealServerCounters, RealServerKey, TrafficCounters, VirtualServer, VirtualServerConfig, VirtualServerKey};
+use model::{
+    Family, Protocol, RealServer, RealServerCounters, RealServerKey, Scheduler, TrafficCounters, VirtualServer,
+    VirtualServerConfig, VirtualServerKey,
+};
 use neli::consts::socket::NlFamily;
 use plan::Step;
 use wire::genl;
@@ -143,6 +147,29 @@ impl Ipvs {
         )
     }
 
+    /// Whether the kernel has `scheduler`; it loads the module `ip_vs_NAME` if there is one. Makes nothing.
+    ///
+    /// There is no list to read. What tells is a service that can never be: it is looked for its scheduler first (`ENOENT`), and only
+    /// then found to have an IPv6 prefix of no bits (`EINVAL`; `ip_vs_add_service`, net/netfilter/ipvs/ip_vs_ctl.c). A kernel that
+    /// refuses for other reasons, such as one without IPv6, gets the benefit of the doubt.
+    pub(crate) fn offers(&mut self, scheduler: Scheduler) -> Result<bool, Error> {
+        let (codec, key) = (self.codec, VirtualServerKey::address(Ipv6Addr::UNSPECIFIED.into(), Protocol::Tcp, 1));
+        let config = VirtualServerConfig { granularity: 0, ..VirtualServerConfig::new(scheduler, Family::V6) };
+        let mut pipeline = Pipeline::new(&mut self.socket, refused);
+        pipeline.push((), |batch, seq| codec.new_service(batch, seq, &key, &config));
+        let Outcome { failures, broken } = pipeline.finish();
+        match (broken, failures.first()) {
+            (Some(error), _) => Err(error),
+            (None, Some(((), error))) => Ok(error.errno() != Some(ENOENT)),
+            (None, None) => {
+                // A kernel that takes it after all is not to keep it.
+                let mut pipeline = Pipeline::new(&mut self.socket, refused);
+                pipeline.push((), |batch, seq| codec.del_service(batch, seq, &key));
+                pipeline.finish().broken.map_or(Ok(true), Err)
+            }
+        }
+    }
+
     /// Carries out those of `steps` that are about virtual servers; each comes with its place in the plan.
     pub(crate) fn apply(&mut self, steps: &[(usize, &Step)], report: &mut Report) {
         let codec = self.codec;
@@ -158,8 +185,8 @@ impl Ipvs {
             match (&step, subject.real) {
                 // Without its virtual server no real server can be made; saying so for each would bury the cause.
                 (_, Some(_)) if refused_wholes.contains(&subject.index) => {}
-                (Step::AddVirtualServer { key, server }, Some(real)) => {
-                    let server = server.real_servers.get(&real).copied().unwrap_or_default();
+                (Step::AddVirtualServer { key, real_servers, .. }, Some(real)) => {
+                    let server = real_servers.iter().find(|(key, _)| *key == real).map(|(_, server)| *server).unwrap_or_default();
                     report.fail_part(Step::AddRealServer { key: *key, real, server }, error);
                 }
                 // What was to be removed is gone: that is what was wanted.
@@ -180,9 +207,9 @@ impl Ipvs {
 fn write_step(pipeline: &mut Pipeline<'_, Subject>, codec: Codec, index: usize, step: &Step) {
     let whole = Subject { index, real: None };
     match step {
-        Step::AddVirtualServer { key, server } => {
-            pipeline.push(whole, |batch, seq| codec.new_service(batch, seq, key, &server.config));
-            for (real, settings) in &server.real_servers {
+        Step::AddVirtualServer { key, config, real_servers } => {
+            pipeline.push(whole, |batch, seq| codec.new_service(batch, seq, key, config));
+            for (real, settings) in real_servers {
                 let part = Subject { index, real: Some(*real) };
                 pipeline.push(part, |batch, seq| codec.new_dest(batch, seq, key, real, settings));
             }
@@ -210,17 +237,10 @@ fn write_step(pipeline: &mut Pipeline<'_, Subject>, codec: Codec, index: usize, 
 
 /// For a virtual server itself `ENOENT` has one meaning, which the kernel does not put into words: there is no such scheduler.
 fn explained(step: &Step, error: Error) -> Error {
-    let (Step::AddVirtualServer { server: VirtualServer { config, .. }, .. } | Step::SetVirtualServer { config, .. }) = step else {
+    let (Step::AddVirtualServer { config, .. } | Step::SetVirtualServer { config, .. }) = step else {
         return error;
     };
-    if error.errno() != Some(ENOENT) {
-        return error;
-    }
-    let scheduler = config.scheduler;
-    Error::missing_feature(
-        format!("the scheduler {scheduler}"),
-        format!("this kernel has none of that name: load its module with `modprobe ip_vs_{scheduler}`, or choose another"),
-    )
+    if error.errno() == Some(ENOENT) { Error::missing_scheduler(config.scheduler) } else { error }
 }
 
 fn refused(refusal: &Refusal) -> Error {
@@ -245,7 +265,7 @@ impl Listing {
     pub fn of(key: VirtualServerKey) -> Self {
         Self {
             key,
-            config: VirtualServerConfig::new(model::Scheduler::RR, key.family()),
+            config: VirtualServerConfig::new(Scheduler::RR, key.family()),
             traffic: TrafficCounters::default(),
             real_servers: Vec::new(),
         }

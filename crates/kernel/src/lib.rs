@@ -34,7 +34,7 @@ mod vips;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{Family, Flow, RealServerCounters, RealServerKey, State, VirtualServerKey};
+use model::{Family, Flow, RealServerCounters, RealServerKey, Scheduler, State, VirtualServerKey};
 
 pub use conntrack::Conntrack;
 pub use error::Error;
@@ -101,6 +101,14 @@ impl Kernel {
             }
         }
         Ok(true)
+    }
+
+    /// Whether IPVS has `scheduler`. If it is a module that is not loaded, the kernel loads it.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub fn offers(&mut self, scheduler: Scheduler) -> Result<bool, Error> {
+        self.ipvs.offers(scheduler)
     }
 
     /// The connections of each real server of the virtual server `key`. There are none when there is no such virtual server.

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::Flags;
+
 /// `IP_VS_SCHEDNAME_MAXLEN` (include/uapi/linux/ip_vs.h) is 16 with the terminating NUL.
 const MAX: usize = 15;
 
@@ -31,6 +33,39 @@ impl Scheduler {
         let mut padded = [0; MAX];
         padded.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
         Ok(Self { name: padded })
+    }
+
+    /// Whether it has connections go nowhere: a kernel takes `none` for a virtual server that schedules nothing
+    /// (`ip_vs_add_service`, net/netfilter/ipvs/ip_vs_ctl.c).
+    #[must_use]
+    pub fn is_none(self) -> bool {
+        self.as_str() == "none"
+    }
+
+    /// Whether it finds the server of a connection by a hash, so that nodes with the same list of servers choose alike.
+    #[must_use]
+    pub fn is_hashing(self) -> bool {
+        matches!(self.as_str(), "dh" | "mh" | "sh")
+    }
+
+    /// Whether [`Flags::SCHED_1`] and [`Flags::SCHED_2`] mean something to it.
+    #[must_use]
+    pub fn has_flags(self) -> bool {
+        matches!(self.as_str(), "mh" | "sh")
+    }
+
+    /// The flags it has unless something else is asked for.
+    ///
+    /// The schedulers that pick a server by the client need two things said. `SCHED_1` lets them take another server when the picked
+    /// one drains; without it those clients are refused for as long as it does (net/netfilter/ipvs/ip_vs_mh.c, ip_vs_sh.c). `SCHED_2`
+    /// has `mh` hash the port as well, as kube-proxy has it, so that clients behind one address are spread too.
+    #[must_use]
+    pub fn default_flags(self) -> Flags {
+        match self.as_str() {
+            "mh" => Flags::SCHED_1.with(Flags::SCHED_2),
+            "sh" => Flags::SCHED_1,
+            _ => Flags::NONE,
+        }
     }
 
     /// The name, as ipvsadm's `-s` takes it.

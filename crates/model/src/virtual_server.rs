@@ -102,7 +102,10 @@ pub struct Flags(u32);
 impl Flags {
     /// No flag.
     pub const NONE: Self = Self(0);
-    /// `IP_VS_SVC_F_ONEPACKET`: every UDP datagram is scheduled by itself.
+    /// `IP_VS_SVC_F_ONEPACKET`: every UDP datagram is scheduled by itself, and for none of them does the kernel keep a connection. So
+    /// there is nothing by which an answer could be translated back: it comes from the real server's own address, and where the
+    /// caller is masqueraded it comes nowhere ("Never alter conntrack for OPS conns (no reply is expected)",
+    /// net/netfilter/ipvs/ip_vs_nfct.c). It is for datagrams that have no answer.
     pub const ONE_PACKET: Self = Self(0x4);
     /// `IP_VS_SVC_F_SCHED1`: fallback to another server, for the schedulers `sh` and `mh`.
     pub const SCHED_1: Self = Self(0x8);
@@ -134,6 +137,12 @@ impl Flags {
     #[must_use]
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// The flags that are in both sets.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
     }
 }
 

@@ -90,7 +90,10 @@ pub(crate) fn rules(plan: &mut Plan, desired: &State, observed: &State) {
 
 pub(crate) fn virtual_servers(plan: &mut Plan, desired: &State, observed: &State, ownership: &Ownership<'_>) {
     merge(&desired.virtual_servers, &observed.virtual_servers, |key, side| match side {
-        Side::Desired(server) => plan.push(Step::AddVirtualServer { key, server: server.clone() }),
+        Side::Desired(server) => {
+            let real_servers = server.real_servers.iter().map(|(real, server)| (*real, *server)).collect();
+            plan.push(Step::AddVirtualServer { key, config: server.config, real_servers });
+        }
         Side::Observed(_) => {
             if ownership.covers(&key, desired, observed) {
                 plan.push(Step::RemoveVirtualServer(key));

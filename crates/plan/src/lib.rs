@@ -29,6 +29,7 @@
 //! ```
 
 mod diff;
+mod order;
 mod ownership;
 mod rules;
 mod step;
@@ -36,6 +37,7 @@ mod step;
 use std::collections::BTreeMap;
 use std::fmt;
 
+pub use order::Order;
 pub use ownership::Ownership;
 pub use rules::RulesChange;
 pub use step::{Stage, Step};
@@ -48,7 +50,8 @@ pub struct Plan {
     stages: BTreeMap<Stage, Vec<Step>>,
 }
 
-/// The steps from `observed` to `desired`. Equal states give an empty plan.
+/// The steps from `observed` to `desired`. Equal states give an empty plan. Real servers are added in the order of their keys; see
+/// [`Plan::in_order`].
 #[must_use]
 pub fn plan(desired: &State, observed: &State, ownership: &Ownership<'_>) -> Plan {
     let mut plan = Plan::default();

@@ -91,7 +91,9 @@ pub enum Step {
         /// The virtual server.
         key: VirtualServerKey,
         /// How it is configured.
-        server: VirtualServer,
+        config: VirtualServerConfig,
+        /// Its real servers, in the order in which they are added.
+        real_servers: Vec<(RealServerKey, RealServer)>,
     },
     /// Edit a virtual server in place.
     SetVirtualServer {
@@ -211,8 +213,9 @@ impl Step {
                     members.iter().for_each(|member| set.add(*member));
                 }
             }
-            Self::AddVirtualServer { key, server } => {
-                state.virtual_servers.insert(*key, server.clone());
+            Self::AddVirtualServer { key, config, real_servers } => {
+                let real_servers = real_servers.iter().copied().collect();
+                state.virtual_servers.insert(*key, VirtualServer { config: *config, real_servers });
             }
             Self::SetVirtualServer { key, config } => {
                 if let Some(server) = state.virtual_servers.get_mut(key) {
@@ -258,8 +261,8 @@ impl fmt::Display for Step {
             Self::ChangeRules(family, change) if change.is_removal() => write!(f, "remove packet rules ({family})"),
             Self::ChangeRules(family, _) => write!(f, "install packet rules ({family})"),
             Self::AddMembers(set, members) => members_of(f, "add", members, "to", *set),
-            Self::AddVirtualServer { key, server } => {
-                write!(f, "add virtual server {key} {} with {} real servers", server.config.scheduler, server.real_servers.len())
+            Self::AddVirtualServer { key, config, real_servers } => {
+                write!(f, "add virtual server {key} {} with {} real servers", config.scheduler, real_servers.len())
             }
             Self::SetVirtualServer { key, config } => write!(f, "edit virtual server {key}: scheduler {}", config.scheduler),
             Self::AddRealServer { key, real, server } => {

@@ -2,7 +2,7 @@
 
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
 
@@ -11,7 +11,7 @@ use model::{
     Chain, Family, Jump, Member, Protocol, RealServer, RealServerKey, Role, Rules, Scheduler, Set, SetState, State, Table, Via,
     Vip, VirtualServer, VirtualServerKey,
 };
-use plan::{Ownership, Plan, Step, plan};
+use plan::{Order, Ownership, Plan, Step, plan};
 use proptest::prelude::*;
 
 const NODE: Ownership<'static> = Ownership::Node { excluded: &[] };
@@ -211,6 +211,15 @@ proptest! {
     }
 
     #[test]
+    fn an_order_of_real_servers_changes_nothing_else(desired in desired(), observed in observed(), node in "[a-z]{0,3}") {
+        let plain = plan(&desired, &observed, &NODE);
+        let ordered = plain.clone().in_order(Order::of_node(&node), &desired);
+        prop_assert_eq!(apply(&ordered, &observed), apply(&plain, &observed));
+        let lines = |plan: &Plan| plan.to_string().lines().map(str::to_owned).collect::<BTreeSet<_>>();
+        prop_assert_eq!((lines(&ordered), ordered.len()), (lines(&plain), plain.len()));
+    }
+
+    #[test]
     fn nothing_to_do_is_an_empty_plan(state in desired()) {
         let empty = plan(&state, &state, &NODE);
         prop_assert!(empty.is_empty());
@@ -230,7 +239,7 @@ proptest! {
     #[test]
     fn every_prefix_keeps_live_servers_and_binds_no_vip_early(desired in desired(), observed in observed()) {
         let mut state = observed.clone();
-        let plan = plan(&desired, &observed, &NODE);
+        let plan = plan(&desired, &observed, &NODE).in_order(Order::of_node("node"), &desired);
         let keeps_live = |key: &VirtualServerKey| {
             observed.virtual_servers.get(key).is_some_and(is_live) && desired.virtual_servers.get(key).is_some_and(is_live)
         };
@@ -382,6 +391,62 @@ fn a3_a_real_server_that_returns_is_reweighted_in_place() {
     };
     let steps: Vec<_> = plan(&with_weight(1), &with_weight(0), &Ownership::Scope).steps().cloned().collect();
     assert_eq!(steps, [Step::SetRealServer { key: web, real, server: RealServer::default() }]);
+}
+
+/// The real servers of `plan` in the order in which it adds them.
+fn added(plan: &Plan) -> Vec<RealServerKey> {
+    let of_step = |step: &Step| match step {
+        Step::AddVirtualServer { real_servers, .. } => real_servers.iter().map(|(real, _)| *real).collect(),
+        Step::AddRealServer { real, .. } => vec![*real],
+        _ => Vec::new(),
+    };
+    plan.steps().flat_map(of_step).collect()
+}
+
+/// A virtual server with `servers` real servers, and the same without them.
+fn with_and_without_servers(scheduler: &str, servers: u8) -> (State, State) {
+    let web = VirtualServerKey::address(Ipv4Addr::new(10, 96, 0, 1).into(), Protocol::Tcp, 80);
+    let without = VirtualServer::new(Scheduler::new(scheduler).expect("a name"), Family::V4);
+    let mut with = without.clone();
+    let real = |host| RealServerKey::new(Ipv4Addr::new(10, 244, 0, host).into(), 8080);
+    with.real_servers.extend((1..=servers).map(|host| (real(host), RealServer::default())));
+    let [with, without] = [with, without].map(|server| State { virtual_servers: [(web, server)].into(), ..State::default() });
+    (with, without)
+}
+
+/// The kernel puts who is added last in front of its list, and a scheduler that has no reason to prefer another begins there.
+#[test]
+fn e3_each_node_begins_with_another_server() {
+    let (desired, empty) = with_and_without_servers("rr", 3);
+    for observed in [State::default(), empty] {
+        let mut firsts = BTreeMap::<_, u32>::new();
+        for node in 0..300 {
+            let order = Order::of_node(&format!("node-{node}"));
+            let plan = || plan(&desired, &observed, &Ownership::Scope).in_order(order, &desired);
+            let added = added(&plan());
+            assert_eq!(added, self::added(&plan()), "a node has one order");
+            assert_eq!(BTreeSet::from_iter(&added).len(), 3);
+            *firsts.entry(added[2]).or_default() += 1;
+        }
+        // 100 are to be expected of each; that one of them is five standard deviations (8.2) away, chance does not bring about.
+        assert!(firsts.len() == 3 && firsts.values().all(|count| (59..=141).contains(count)), "{firsts:?}");
+    }
+}
+
+#[test]
+fn schedulers_that_hash_have_the_same_list_on_all_nodes() {
+    for scheduler in ["sh", "dh", "mh"] {
+        let (desired, empty) = with_and_without_servers(scheduler, 9);
+        for observed in [State::default(), empty] {
+            let orders: BTreeSet<_> = (0..20)
+                .map(|node| {
+                    let order = Order::of_node(&format!("node-{node}"));
+                    added(&plan(&desired, &observed, &Ownership::Scope).in_order(order, &desired))
+                })
+                .collect();
+            assert_eq!(orders.len(), 1, "{scheduler}");
+        }
+    }
 }
 
 #[test]

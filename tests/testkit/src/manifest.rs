@@ -18,6 +18,7 @@ use crate::{Family, Pod, Protocol};
 #[derive(Clone, Debug)]
 pub struct Service {
     name: String,
+    annotations: Vec<(String, String)>,
     cluster_ips: Vec<String>,
     ports: Vec<ServicePort>,
     created: Option<String>,
@@ -60,7 +61,21 @@ impl Service {
     /// A Service without addresses and ports yet.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), cluster_ips: Vec::new(), ports: Vec::new(), created: None, spec: Vec::new() }
+        Self {
+            name: name.to_owned(),
+            annotations: Vec::new(),
+            cluster_ips: Vec::new(),
+            ports: Vec::new(),
+            created: None,
+            spec: Vec::new(),
+        }
+    }
+
+    /// Adds an annotation.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations.push((key.to_owned(), value.to_owned()));
+        self
     }
 
     /// Adds a cluster IP; the first one's family is the primary one.
@@ -109,6 +124,10 @@ impl fmt::Display for Service {
         if let Some(time) = &self.created {
             writeln!(out, "  creationTimestamp: \"{time}\"")?;
         }
+        if !self.annotations.is_empty() {
+            writeln!(out, "  annotations:")?;
+            self.annotations.iter().try_for_each(|(key, value)| writeln!(out, "    {key}: \"{value}\""))?;
+        }
         writeln!(out, "spec:\n  type: {kind}")?;
         if let Some(first) = self.cluster_ips.first() {
             writeln!(out, "  clusterIP: \"{first}\"\n  clusterIPs:")?;
@@ -146,6 +165,7 @@ pub struct EndpointSlice {
 struct Endpoint {
     address: String,
     node: String,
+    pod: Option<String>,
     ready: bool,
     serving: bool,
     terminating: bool,
@@ -194,6 +214,7 @@ impl EndpointSlice {
         self.endpoints.push(Endpoint {
             address: address.to_owned(),
             node: node.to_owned(),
+            pod: None,
             ready: true,
             serving: true,
             terminating: false,
@@ -205,7 +226,11 @@ impl EndpointSlice {
     #[must_use]
     pub fn pod(self, pod: &Pod) -> Self {
         let address = pod.address(self.family).to_string();
-        self.endpoint(&address, pod.on().name())
+        let mut slice = self.endpoint(&address, pod.on().name());
+        if let Some(endpoint) = slice.endpoints.last_mut() {
+            endpoint.pod = Some(pod.name().to_owned());
+        }
+        slice
     }
 
     /// Makes the endpoint that was added last not ready and not serving.
@@ -250,8 +275,11 @@ impl fmt::Display for EndpointSlice {
             writeln!(out, "- {{name: {name}, protocol: {}, port: {number}}}", protocol.in_manifest())?;
         }
         writeln!(out, "endpoints:{}", empty_list(endpoints))?;
-        for Endpoint { address, node, ready, serving, terminating } in endpoints {
+        for Endpoint { address, node, pod, ready, serving, terminating } in endpoints {
             writeln!(out, "- addresses: [\"{address}\"]\n  nodeName: {node}")?;
+            if let Some(pod) = pod {
+                writeln!(out, "  targetRef: {{kind: Pod, name: {pod}, namespace: default}}")?;
+            }
             writeln!(out, "  conditions: {{ready: {ready}, serving: {serving}, terminating: {terminating}}}")?;
         }
         Ok(())

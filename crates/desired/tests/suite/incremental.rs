@@ -321,12 +321,14 @@ fn service(id: usize) -> impl Strategy<Value = Value> {
         prop::sample::select(vec!["Cluster", "Cluster", "Cluster", "Local"]),
         prop::sample::select(vec![None, Some("2026-01-01T00:00:00Z"), Some("2026-02-01T00:00:00Z")]),
         externals(),
+        annotations(),
     );
-    shape.prop_map(move |(v4, v6, ports, affinity, internal, created, (external, status))| {
+    shape.prop_map(move |(v4, v6, ports, affinity, internal, created, (external, status), annotations)| {
         let cluster_ips: Vec<_> = v4.into_iter().chain(v6).collect();
         let families: Vec<_> = v4.map(|_| "IPv4").into_iter().chain(v6.map(|_| "IPv6")).collect();
         let mut metadata = service_metadata(id);
         metadata["creationTimestamp"] = json!(created);
+        metadata["annotations"] = annotations;
         let mut spec = json!({
             "clusterIP": cluster_ips.first().unwrap_or(&"None"),
             "clusterIPs": cluster_ips,
@@ -338,6 +340,19 @@ fn service(id: usize) -> impl Strategy<Value = Value> {
         spec.as_object_mut().unwrap().extend(external.as_object().unwrap().clone());
         json!({"metadata": metadata, "spec": spec, "status": status})
     })
+}
+
+/// How connections are to be spread.
+fn annotations() -> impl Strategy<Value = Value> {
+    let all = vec![
+        ("kube-ipvs.io/scheduler", "wrr"),
+        ("kube-router.io/service.scheduler", "mh"),
+        ("kube-ipvs.io/scheduler-flags", "fallback"),
+        ("kube-ipvs.io/one-packet", "true"),
+        ("kube-ipvs.io/weights", "node-1=2, pod/pod-1=0, 10.244.1.1=5"),
+    ];
+    let some = prop::sample::subsequence(all.clone(), 0..=all.len());
+    prop_oneof![2 => Just(json!({})), 1 => some.prop_map(|some| json!(some.into_iter().collect::<BTreeMap<_, _>>()))]
 }
 
 /// What of a Service's spec and status is about callers from outside.
@@ -377,16 +392,17 @@ fn slice(id: usize) -> impl Strategy<Value = Value> {
         (
             prop::sample::select(address),
             (condition(), condition(), condition()),
-            prop::sample::select(vec!["node-1", "node-2"]),
+            (prop::sample::select(vec!["node-1", "node-2"]), prop::sample::select(vec!["pod-1", "pod-2"])),
             prop::collection::vec(prop::sample::select(vec!["zone-a", "zone-b"]), 1..3),
             prop::option::weighted(0.2, prop::sample::select(vec!["node-1", "node-2"])),
         )
-            .prop_map(move |(address, (ready, serving, terminating), node, zones, nodes)| {
+            .prop_map(move |(address, (ready, serving, terminating), (node, pod), zones, nodes)| {
                 let named = |names: Vec<&str>| names.into_iter().map(|name| json!({"name": name})).collect::<Vec<_>>();
                 json!({
                     "addresses": [address],
                     "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
                     "nodeName": node,
+                    "targetRef": {"kind": "Pod", "name": pod},
                     "hints": {"forZones": named(if hinted { zones } else { Vec::new() }), "forNodes": named(nodes.into_iter().collect())},
                 })
             })

@@ -6,6 +6,7 @@ mod conflicts;
 mod defects;
 mod external;
 mod incremental;
+mod scheduling;
 mod selection;
 mod snapshots;
 mod support;
