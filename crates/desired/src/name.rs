@@ -14,6 +14,9 @@ use crate::problem::{Problem, Reason, quoted};
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceName(Arc<str>);
 
+/// The longest name of an object in bytes: a DNS subdomain (RFC 1123), as the API server holds them to.
+const MAX: usize = 253;
+
 impl ServiceName {
     /// The Service called `name` in `namespace`. An empty `namespace` is `default`, as it is for kubectl.
     #[must_use]
@@ -51,12 +54,13 @@ impl ServiceName {
                 "is missing; give the object a name, without one it is ignored",
             ));
         }
-        if name.contains('/') || namespace.contains('/') {
+        let is_fit = |name: &str| name.len() <= MAX && !name.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control());
+        if !is_fit(name) || !is_fit(namespace) {
             return Err(Problem::new(
                 Reason::InvalidField,
                 &object(),
                 "metadata",
-                "has a '/' in the name or the namespace; rename the object, as it stands it is ignored",
+                "has a name or namespace with a '/' or a space in it, or of more than 253 bytes; rename the object, as it stands it is ignored",
             ));
         }
         Ok(Self::new(namespace, name))

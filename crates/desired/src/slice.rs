@@ -86,9 +86,8 @@ fn ports(object: &v1::EndpointSlice, problems: &mut Problems) -> Box<[SlicePort]
         let field = |name: &str| format!("ports[{index}].{name}");
         let Some(protocol) = protocol(object.protocol.as_deref(), || field("protocol"), problems) else { continue };
         match u16::try_from(number) {
-            Ok(0) => {}
-            Ok(port) => ports.push(SlicePort { name: name.into(), protocol, port }),
-            Err(_) => {
+            Ok(port @ 1..) => ports.push(SlicePort { name: name.into(), protocol, port }),
+            Ok(0) | Err(_) => {
                 problems.add(field("port"), format!("is {number}; a port is a number from 1 to 65535, and this one is not served"));
             }
         }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test stops where it fails")]
 
+mod bad_input;
 mod conflicts;
 mod defects;
 mod external;
