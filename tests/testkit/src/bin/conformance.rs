@@ -46,9 +46,9 @@ struct Run {
     /// The list of intended differences
     #[arg(long, value_name = "FILE")]
     intended: PathBuf,
-    /// Run only the cases whose id contains this
-    #[arg(long, value_name = "ID", default_value = "")]
-    filter: String,
+    /// Run only the cases whose id contains this (may be given several times)
+    #[arg(long, value_name = "ID")]
+    filter: Vec<String>,
     /// How many cases to run at a time
     #[arg(long, value_name = "N", default_value_t = 4)]
     jobs: usize,

@@ -95,10 +95,12 @@ impl Suite {
         Ok(Self { cases, intended })
     }
 
-    /// Runs the cases whose ids contain `filter`, `jobs` at a time, and tells `report` of each, in the order of the file.
-    pub fn run(&self, filter: &str, jobs: usize, mut report: impl FnMut(&str, &Verdict, Duration)) -> Summary {
+    /// Runs the cases whose ids contain one of `filters` (all when there is none), `jobs` at a time, and tells `report` of each, in the order of the
+    /// file.
+    pub fn run(&self, filters: &[String], jobs: usize, mut report: impl FnMut(&str, &Verdict, Duration)) -> Summary {
         let chosen: Vec<(String, &Value)> = self.cases.iter().enumerate().map(|(number, case)| (id(number, case), case)).collect();
-        let chosen: Vec<_> = chosen.into_iter().filter(|(id, _)| id.contains(filter)).collect();
+        let chosen: Vec<_> =
+            chosen.into_iter().filter(|(id, _)| filters.is_empty() || filters.iter().any(|filter| id.contains(filter))).collect();
         let next = AtomicUsize::new(0);
         let mut summary = Summary::default();
         let (sender, receiver) = mpsc::channel();
@@ -299,7 +301,7 @@ mod tests {
     fn broken_cases_disagree_and_the_others_go_on() {
         let suite = Suite::read("{\"cases\": [7, {\"id\": \"x\"}]}", "{}").unwrap();
         let mut told = Vec::new();
-        let summary = suite.run("", 2, |id, verdict, _| told.push((id.to_owned(), verdict.clone())));
+        let summary = suite.run(&[], 2, |id, verdict, _| told.push((id.to_owned(), verdict.clone())));
         assert_eq!(summary.to_string(), "conformance: 0 agree, 0 intended differences, 2 disagree");
         assert!(!summary.is_good());
         assert_eq!(told.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["case 0, which has no id", "x"]);
