@@ -126,6 +126,11 @@ pub(crate) struct Proxy {
     #[arg(long, value_delimiter = ',', value_name = "CIDR,…")]
     pub(crate) allow_external_cidrs: Vec<IpNetwork>,
 
+    /// Serve the Services that have this value in the label service.kubernetes.io/service-proxy-name, and no others; without it those that
+    /// do not have the label
+    #[arg(long, value_name = "NAME", value_parser = label_value)]
+    pub(crate) service_proxy_name: Option<String>,
+
     /// Networks whose load balancer addresses are left to the load balancer: callers inside the cluster go through it too
     #[arg(long, value_delimiter = ',', value_name = "CIDR,…")]
     pub(crate) load_balancer_exclude_cidrs: Vec<IpNetwork>,
@@ -249,6 +254,18 @@ pub(crate) enum LogFormat {
     Text,
     /// One JSON object an event
     Json,
+}
+
+/// A value of a Kubernetes label, which becomes part of a selector.
+fn label_value(text: &str) -> Result<String, String> {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let ends = [text.bytes().next(), text.bytes().last()];
+    let is_value = ends.iter().all(|byte| byte.is_some_and(|byte| byte.is_ascii_alphanumeric()));
+    if is_value && text.len() <= 63 && text.bytes().all(inner) {
+        return Ok(text.to_owned());
+    }
+    Err("expected the value of a label: 1 to 63 ASCII letters, digits, '-', '_' or '.', with a letter or digit at both ends"
+        .to_owned())
 }
 
 /// One value of `--nodeport-addresses`.

@@ -112,12 +112,17 @@ type Source = Pin<Box<dyn Future<Output = ()>>>;
 async fn source(arguments: &Run, node_name: &str, events: mpsc::Sender<Event>) -> anyhow::Result<(Source, Option<Client>)> {
     let invalid = |error: anyhow::Error| Ending::error(Exit::Usage, format!("{error:#}"));
     if let Some(path) = &arguments.source.manifests {
-        let source = ManifestSource::open(path, node_name.to_owned()).map_err(invalid)?;
+        let source =
+            ManifestSource::open(path, node_name.to_owned(), arguments.proxy.service_proxy_name.clone()).map_err(invalid)?;
         info!(path = %path.display(), "following manifests");
         return Ok((Box::pin(source.run(events)), None));
     }
     let client = connect(arguments.source.kubeconfig.as_deref()).await.map_err(invalid)?;
-    let tuning = Tuning { all_nodes: arguments.proxy.watch_nodes == WatchNodes::All, ..Tuning::default() };
+    let tuning = Tuning {
+        all_nodes: arguments.proxy.watch_nodes == WatchNodes::All,
+        proxy_name: arguments.proxy.service_proxy_name.clone(),
+        ..Tuning::default()
+    };
     let source = ApiSource::new(client.clone(), node_name.to_owned(), tuning);
     Ok((Box::pin(async move { source.run(events).await }), Some(client)))
 }
@@ -226,6 +231,7 @@ fn config(proxy: &Proxy, node_name: &str) -> anyhow::Result<Config> {
     let ports = masquerade_ports(proxy).map_err(usage)?;
     Ok(Config {
         allowed_externals: proxy.allow_external_cidrs.clone(),
+        proxy_name: proxy.service_proxy_name.as_deref().map(Into::into),
         excluded_load_balancers: proxy.load_balancer_exclude_cidrs.clone(),
         occupied_node_ports: match proxy.occupied_node_ports {
             Occupied::Service => OccupiedNodePorts::Service,

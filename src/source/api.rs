@@ -40,6 +40,8 @@ pub(crate) struct Tuning {
     pub(crate) backoff: (Duration, Duration),
     /// Whether to watch all Nodes, or only the own one.
     pub(crate) all_nodes: bool,
+    /// The proxy whose Services are wanted; those that name none when it is `None`.
+    pub(crate) proxy_name: Option<String>,
 }
 
 impl Default for Tuning {
@@ -51,6 +53,7 @@ impl Default for Tuning {
             patience: Duration::from_secs(60),
             backoff: (Duration::from_millis(800), Duration::from_secs(30)),
             all_nodes: true,
+            proxy_name: None,
         }
     }
 }
@@ -106,7 +109,7 @@ impl ApiSource {
     }
 
     fn config(&self, kind: Kind, streaming: bool) -> watcher::Config {
-        let selectors = selectors(kind, (!self.tuning.all_nodes).then_some(&*self.node_name));
+        let selectors = selectors(kind, (!self.tuning.all_nodes).then_some(&*self.node_name), self.tuning.proxy_name.as_deref());
         // Paged lists are consistent reads: a cached one (resourceVersion 0) would ignore the page size, and could go back behind what was seen.
         let config = watcher::Config {
             label_selector: selectors.labels,

@@ -32,6 +32,7 @@ type Key = (Kind, String, String);
 pub(crate) struct ManifestSource {
     path: PathBuf,
     node_name: String,
+    proxy_name: Option<String>,
     files: BTreeMap<PathBuf, File>,
     /// What has been told: the objects of all files, selected, each from the first file that has it.
     told: BTreeMap<Key, Object>,
@@ -75,13 +76,14 @@ enum Reading {
 impl ManifestSource {
     /// # Errors
     /// There is nothing at `path`.
-    pub(crate) fn open(path: &Path, node_name: String) -> Result<Self> {
+    pub(crate) fn open(path: &Path, node_name: String, proxy_name: Option<String>) -> Result<Self> {
         if let Err(error) = std::fs::metadata(path) {
             bail!("--manifests {}: {error}; name a file or a directory with .yaml, .yml or .json files", path.display());
         }
         Ok(Self {
             path: path.to_owned(),
             node_name,
+            proxy_name,
             files: BTreeMap::new(),
             told: BTreeMap::new(),
             disputes: BTreeSet::new(),
@@ -180,7 +182,7 @@ impl ManifestSource {
                 }
             }
         }
-        merged.retain(|_, (object, _)| selects(object));
+        merged.retain(|_, (object, _)| selects(object, self.proxy_name.as_deref()));
         // Files without any Node are fine; files with others and not this one are a mistake in a name.
         let mut nodes = merged.keys().filter(|(kind, ..)| *kind == Kind::Node).map(|(_, _, name)| name).peekable();
         if nodes.peek().is_some() && !nodes.any(|name| *name == self.node_name) {

@@ -44,7 +44,7 @@ async fn from_api(node_name: &str) -> Vec<Object> {
 }
 
 fn from_files(path: &Path, node_name: &str) -> Vec<Object> {
-    let events = ManifestSource::open(path, node_name.to_owned()).unwrap().read_once();
+    let events = ManifestSource::open(path, node_name.to_owned(), None).unwrap().read_once();
     events
         .into_iter()
         .filter_map(|event| match event {

@@ -239,6 +239,33 @@ fn session_affinity_keeps_a_client_with_its_pod() {
     });
 }
 
+#[test]
+fn e1_a_client_with_affinity_leaves_a_pod_that_goes_at_once() {
+    World::test(|world| {
+        let (a, _serve_a) = serving(world, "a", On::Node)?;
+        let (b, _serve_b) = serving(world, "b", On::Node2)?;
+        let client = world.pod("client", On::Node)?;
+        let sticky = service("web", 10).spec("sessionAffinity: ClientIP");
+        let web = |pods: &[&Pod]| world.write("web.yaml", &format!("{}{sticky}{}", node(), slices("web", pods)));
+        web(&[&a, &b])?;
+        synchronise(world, &[])?;
+        let mut stays = Vec::new();
+        in_each_cell(|protocol, family| {
+            let answers = call(&client, protocol, &target(vip(family, 10), PORT), 1)?;
+            stays.push((protocol, family, answers.first().context("no answer")?.name.clone()));
+            Ok(())
+        })?;
+        for (gone, left) in [("a", &b), ("b", &a)] {
+            web(&[left])?;
+            synchronise(world, &[])?;
+            for (protocol, family, _) in stays.iter().filter(|(.., first)| first == gone) {
+                ensure_shares(&call(&client, *protocol, &target(vip(*family, 10), PORT), 2)?, [(left.name(), 2)])?;
+            }
+        }
+        Ok(())
+    });
+}
+
 /// A VIP is local to the node, so without a rule whatever listens on all of its addresses would answer on it: sshd, the kubelet.
 #[test]
 fn g1_other_ports_of_a_vip_are_refused_even_where_the_node_listens() {
@@ -315,5 +342,40 @@ fn only_ready_endpoints_are_called_and_terminating_ones_only_when_none_is_ready(
         world.write("web.yaml", &format!("{}{service}{}", node(), with(&[])))?;
         synchronise(world, &[])?;
         ensure_shares(&call(&client, Protocol::Tcp, &target, 4)?, [("terminating", 4)])
+    });
+}
+
+/// The first way to tell pods from others is what all other tests use.
+#[test]
+fn b2_each_way_to_detect_local_traffic_leaves_pods_their_address_and_masquerades_others() {
+    World::test(|world| {
+        let (server, _serve) = serving(world, "server", On::Node2)?;
+        let client = world.pod("client", On::Node)?;
+        let networks = "spec:\n  podCIDRs: [\"10.244.1.0/24\", \"fd00:244:0:1::/64\"]\n";
+        world.write("node.yaml", &format!("{}{networks}", node()))?;
+        world.write("web.yaml", &format!("{}{}", service("web", 10), slices("web", &[&server])))?;
+        let modes: [(&[&str], bool); 5] = [
+            (&["--detect-local-mode", "NodeCIDR"], true),
+            (&["--detect-local-mode", "BridgeInterface", "--bridge-interface", "cni0"], true),
+            (&["--detect-local-mode", "InterfaceNamePrefix", "--interface-name-prefix", "cni"], true),
+            (&["--masquerade-all"], false),
+            (&["--masquerade-bit", "20"], true),
+        ];
+        for (arguments, keeps) in modes {
+            synchronise(world, arguments)?;
+            for family in Family::ALL {
+                let target = target(vip(family, 10), PORT);
+                let of_pod = if keeps { vec![client.address(family)] } else { node_addresses(family).to_vec() };
+                for (caller, sources) in [
+                    (&*client, of_pod),
+                    (world.node(), node_addresses(family).to_vec()),
+                    (world.ext(), node_addresses(family).to_vec()),
+                ] {
+                    ensure_source(&call(caller, Protocol::Tcp, &target, 1)?, &sources)
+                        .with_context(|| format!("{} with {}", caller.name(), arguments.join(" ")))?;
+                }
+            }
+        }
+        Ok(())
     });
 }

@@ -31,6 +31,9 @@ pub struct Config {
     pub open_input: bool,
     /// Networks whose addresses a Service may have as external IPs or load balancer addresses although another machine has them.
     pub allowed_externals: Vec<IpNetwork>,
+    /// The name of this proxy: Services that name it in the label `service.kubernetes.io/service-proxy-name` are served. By default it
+    /// has none, and Services without the label are.
+    pub proxy_name: Option<Box<str>>,
     /// Networks whose load balancer addresses are left to the load balancer.
     pub excluded_load_balancers: Vec<IpNetwork>,
     /// Who has a node port on which a process of the node listens.
@@ -54,6 +57,7 @@ impl Config {
             ranges_per_family: false,
             open_input: false,
             allowed_externals: Vec::new(),
+            proxy_name: None,
             excluded_load_balancers: Vec::new(),
             occupied_node_ports: OccupiedNodePorts::Service,
             answer_pings: true,

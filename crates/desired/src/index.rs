@@ -134,7 +134,7 @@ impl Index {
     /// When the object has no name to know it by.
     pub fn apply_service(&mut self, object: &ServiceObject) -> Result<(), Problem> {
         let name = ServiceName::of(SERVICE, &object.metadata)?;
-        let (service, problems) = Service::parse(&name, object);
+        let (service, problems) = Service::parse(&name, object, self.config.proxy_name.as_deref());
         let name = self.known(name);
         if let Some(listed) = &mut self.listed_services {
             listed.insert(name.clone());

@@ -67,18 +67,18 @@ pub(crate) struct ServicePort {
 
 impl Service {
     /// Reads `object`; `None` when nothing of it is for this proxy to serve, which is a problem only if problems come with it.
-    pub(crate) fn parse(name: &ServiceName, object: &v1::Service) -> (Option<Self>, Box<[Problem]>) {
+    pub(crate) fn parse(name: &ServiceName, object: &v1::Service, proxy_name: Option<&str>) -> (Option<Self>, Box<[Problem]>) {
         let mut problems = Problems::of("Service", name);
-        let service = Self::parse_into(object, &mut problems);
+        let service = Self::parse_into(object, proxy_name, &mut problems);
         (service, problems.finish())
     }
 
-    fn parse_into(object: &v1::Service, problems: &mut Problems) -> Option<Self> {
+    fn parse_into(object: &v1::Service, proxy_name: Option<&str>, problems: &mut Problems) -> Option<Self> {
         let spec = object.spec.as_ref()?;
         let label = |key| object.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
         let cluster_ip = spec.cluster_ip.as_deref().unwrap_or_default();
         let without_address = matches!(cluster_ip, "" | "None") || spec.type_.as_deref() == Some("ExternalName");
-        if without_address || label(PROXY_NAME_LABEL).is_some() {
+        if without_address || label(PROXY_NAME_LABEL) != proxy_name {
             return None;
         }
         let cluster_ips = cluster_ips(spec, cluster_ip, problems);

@@ -16,6 +16,7 @@ fn hasty() -> Tuning {
         patience: Duration::from_secs(5),
         backoff: (Duration::from_millis(20), Duration::from_millis(100)),
         all_nodes: true,
+        proxy_name: None,
     }
 }
 

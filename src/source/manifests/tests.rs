@@ -20,7 +20,7 @@ impl Scene {
         for (name, text) in files {
             fs::write(directory.path().join(name), text).unwrap();
         }
-        let source = ManifestSource::open(directory.path(), "node-1".to_owned()).unwrap();
+        let source = ManifestSource::open(directory.path(), "node-1".to_owned(), None).unwrap();
         Self { directory, source }
     }
 
@@ -196,7 +196,7 @@ fn a_configmap_swap_is_a_change() {
     }
     symlink("..v1", at("..data")).unwrap();
     symlink("..data/web.yaml", at("web.yaml")).unwrap();
-    let source = ManifestSource::open(directory.path(), "node-1".to_owned()).unwrap();
+    let source = ManifestSource::open(directory.path(), "node-1".to_owned(), None).unwrap();
     let mut scene = Scene { directory, source };
     assert_eq!(scene.start()[..3], ["listing Service", "applied Service shop/web", "listed Service"]);
     symlink("..v2", scene.path("..data_tmp")).unwrap();
@@ -376,7 +376,7 @@ fn a_wrong_node_name_is_said_if_there_are_nodes() {
 
 #[test]
 fn a_path_without_anything_is_refused_at_once() {
-    let error = ManifestSource::open(Path::new("/nonexistent/manifests"), String::new()).map(drop).unwrap_err();
+    let error = ManifestSource::open(Path::new("/nonexistent/manifests"), String::new(), None).map(drop).unwrap_err();
     assert!(error.to_string().starts_with("--manifests /nonexistent/manifests: "), "{error}");
 }
 
@@ -385,7 +385,7 @@ async fn a_running_source_follows_its_file() {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("web.yaml");
     fs::write(&file, WEB).unwrap();
-    let source = ManifestSource::open(&file, "node-1".to_owned()).unwrap();
+    let source = ManifestSource::open(&file, "node-1".to_owned(), None).unwrap();
     let (sender, mut events) = tokio::sync::mpsc::channel(1);
     let task = tokio::spawn(source.run(sender));
     let mut next = async || tokio::time::timeout(Duration::from_secs(20), events.recv()).await.unwrap().unwrap();

@@ -102,4 +102,9 @@ fn services_of_other_proxies_are_left_alone() {
         node.apply(std::slice::from_ref(object));
         assert_eq!(node.ledger.complete().virtual_servers.len(), served);
     }
+    let mut mesh = Node::new(Config { proxy_name: Some("mesh".into()), ..Config::new("node-1") });
+    for (object, served) in [(&plain, 0), (&other, 1), (&plain, 0)] {
+        mesh.apply(std::slice::from_ref(object));
+        assert_eq!(mesh.ledger.complete().virtual_servers.len(), served);
+    }
 }
