@@ -46,8 +46,14 @@ const NODE_ARGUMENTS: [&str; 4] = ["--node-name", "node", "--cluster-cidr", "10.
 const START: Duration = Duration::from_secs(20);
 
 /// What a failed test shows of the node's kernel.
-const DIAGNOSES: &[&[&str]] =
-    &[&["ipvsadm", "-Ln"], &["ipset", "save"], &["ip", "route", "show", "table", "local"], &["ip", "-br", "address"]];
+const DIAGNOSES: &[&[&str]] = &[
+    &["ipvsadm", "-Ln"],
+    &["ipset", "save"],
+    &["ip", "route", "show", "table", "local"],
+    &["ip", "-br", "address"],
+    &["ip", "neighbour"],
+    &["conntrack", "-L"],
+];
 
 /// Addresses appear at once and pods can be called at once: no duplicate address detection, whose seconds of waiting serve nothing here.
 const SYSCTLS: &str = "cd /proc/sys/net/ipv6/conf && for c in all default; do echo 0 >$c/accept_dad; echo 0 >$c/dad_transmits; echo 0 >$c/accept_ra; done";
