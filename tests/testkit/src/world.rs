@@ -177,7 +177,7 @@ impl World {
             hosts.map(|(host, v4, _)| format!("link add {} type veth peer name eth0 netns {}\n", lan_port(v4), host.holder()));
         let plugs = hosts.map(|(_, v4, _)| format!("link set {} master br0 up\n", lan_port(v4)));
         world.lan.ip(&format!(
-            "link add br0 type bridge\nlink set br0 up\nlink set lo up\n{}{}",
+            "link add br0 address 02:00:00:00:00:01 type bridge\nlink set br0 up\nlink set lo up\n{}{}",
             cables.concat(),
             plugs.concat()
         ))?;
@@ -395,9 +395,11 @@ fn pod_network(on: On) -> String {
         On::Node => (1, 2, NODE2_V4, NODE2_V6),
         On::Node2 => (2, 1, NODE_V4, NODE_V6),
     };
+    // A bridge without an address of its own takes the lowest of its ports', so it would change with a pod that comes, and those who know the former one
+    // would call in vain until they ask again.
     // A node has a default route, as real ones do: without any, packets from its own processes to a VIP would not even start.
     format!(
-        "link add cni0 type bridge\nlink set cni0 up\naddress add 10.244.{number}.1/24 dev cni0\naddress add fd00:244:0:{number}::1/64 dev cni0 nodad\n\
+        "link add cni0 address 02:00:00:00:00:0{number} type bridge\nlink set cni0 up\naddress add 10.244.{number}.1/24 dev cni0\naddress add fd00:244:0:{number}::1/64 dev cni0 nodad\n\
          route add 10.244.{other}.0/24 via {via4}\nroute add fd00:244:0:{other}::/64 via {via6}\n\
          route add default via {EXT_V4}\nroute add default via {EXT_V6}\n"
     )
