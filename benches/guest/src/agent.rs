@@ -131,7 +131,11 @@ impl Agent {
     pub(crate) fn metric(&self, name: &str) -> Result<f64> {
         let text = get(METRICS, "/metrics")?;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.with_context(|| format!("the agent has no metric {name}"))?.trim().parse().with_context(|| format!("{name} is no number"))
+        value
+            .with_context(|| format!("the agent has no metric {name}"))?
+            .trim()
+            .parse()
+            .with_context(|| format!("{name} is no number"))
     }
 
     /// The processor time that it and its child processes have used.

@@ -35,7 +35,14 @@ impl Figures {
     }
 
     /// A time in milliseconds, beside what it is compared with.
-    pub(crate) fn time(&self, scenario: &str, measure: &str, time: Duration, reference: Option<(&str, Duration)>, goal: Goal) -> Result<()> {
+    pub(crate) fn time(
+        &self,
+        scenario: &str,
+        measure: &str,
+        time: Duration,
+        reference: Option<(&str, Duration)>,
+        goal: Goal,
+    ) -> Result<()> {
         let reference = reference.map(|(name, time)| (name, millis(time)));
         self.print(scenario, measure, "ms", millis(time), reference, goal)
     }
@@ -45,7 +52,15 @@ impl Figures {
         self.print(scenario, measure, unit, value, None, goal)
     }
 
-    fn print(&self, scenario: &str, measure: &str, unit: &str, value: f64, reference: Option<(&str, f64)>, goal: Goal) -> Result<()> {
+    fn print(
+        &self,
+        scenario: &str,
+        measure: &str,
+        unit: &str,
+        value: f64,
+        reference: Option<(&str, f64)>,
+        goal: Goal,
+    ) -> Result<()> {
         let goal = match goal {
             Goal::Times(times) => json!({"times": times}),
             Goal::TimesAndLatency(times) => json!({"times": times, "plus": 0.2}),

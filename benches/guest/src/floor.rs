@@ -89,14 +89,16 @@ impl Floor {
         let mut revisions = BTreeMap::new();
         for set in Family::ALL.into_iter().flat_map(Set::of_family) {
             let (kind, family) = (set.kind(), set.family);
-            let range = ask(Lane::Sets, &|batch, seq| ipset.get_type(batch, seq, kind, family))?.context("an ipset type is missing")?;
+            let range =
+                ask(Lane::Sets, &|batch, seq| ipset.get_type(batch, seq, kind, family))?.context("an ipset type is missing")?;
             revisions.insert((kind, family), parse_type(&range)?.1);
         }
         if ask(Lane::Routes, &|batch, seq| rtnl::get_link(batch, seq, DEVICE))?.is_none() {
             namespace::run("ip", &["link", "add", DEVICE, "type", "dummy"], None)?;
             namespace::run("ip", &["link", "set", DEVICE, "up"], None)?;
         }
-        let link = ask(Lane::Routes, &|batch, seq| rtnl::get_link(batch, seq, DEVICE))?.context("the device for VIPs is missing")?;
+        let link =
+            ask(Lane::Routes, &|batch, seq| rtnl::get_link(batch, seq, DEVICE))?.context("the device for VIPs is missing")?;
         Ok(Self { lanes, ipvs, ipset, revisions, link: rtnl::parse_link(&link)?.index, seq: 1 })
     }
 
@@ -282,9 +284,9 @@ impl Composer<'_> {
             }
             Step::AddVirtualServer { key, config, real_servers } => {
                 self.message(Lane::Ipvs, |batch, seq| ipvs.new_service(batch, seq, key, config))?;
-                real_servers
-                    .iter()
-                    .try_for_each(|(real, server)| self.message(Lane::Ipvs, |batch, seq| ipvs.new_dest(batch, seq, key, real, server)))
+                real_servers.iter().try_for_each(|(real, server)| {
+                    self.message(Lane::Ipvs, |batch, seq| ipvs.new_dest(batch, seq, key, real, server))
+                })
             }
             Step::AddRealServer { key, real, server } => {
                 self.message(Lane::Ipvs, |batch, seq| ipvs.new_dest(batch, seq, key, real, server))
@@ -335,7 +337,10 @@ pub(crate) fn ensure_equal(desired: &State, observed: &State) -> Result<()> {
     ensure!(desired.virtual_servers == observed.virtual_servers, "the virtual servers differ from the agent's");
     ensure!(desired.vips == observed.vips, "the VIPs differ from the agent's");
     for (set, state) in &desired.sets {
-        ensure!(observed.sets.get(set).is_some_and(|observed| observed.members == state.members), "the set {set} differs from the agent's");
+        ensure!(
+            observed.sets.get(set).is_some_and(|observed| observed.members == state.members),
+            "the set {set} differs from the agent's"
+        );
     }
     Ok(())
 }

@@ -65,18 +65,20 @@ fn settings() -> String {
 pub(crate) fn run(program: &str, arguments: &[&str], input: Option<&str>) -> Result<String> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot run {program}"))?;
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(|| format!("cannot run {program}"))?;
     if let Some(input) = input {
         // A program that ends early breaks the pipe; its status and its words tell why.
         let _ = child.stdin.take().context("no input")?.write_all(input.as_bytes());
     }
     let output = child.wait_with_output().with_context(|| format!("cannot wait for {program}"))?;
     if !output.status.success() {
-        bail!("{program} {} failed ({}): {}", arguments.join(" "), output.status, String::from_utf8_lossy(&output.stderr).trim_end());
+        bail!(
+            "{program} {} failed ({}): {}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim_end()
+        );
     }
     String::from_utf8(output.stdout).with_context(|| format!("{program} printed no text"))
 }

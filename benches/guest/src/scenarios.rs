@@ -10,6 +10,7 @@ use kernel::Kernel;
 use model::{Family, State};
 use plan::{Ownership, Step, plan};
 
+use crate::Arguments;
 use crate::agent::Agent;
 use crate::cluster::{self, Cluster};
 use crate::double::Double;
@@ -17,7 +18,6 @@ use crate::figures::{Figures, Goal, median};
 use crate::floor::{self, Floor, ensure_equal};
 use crate::namespace::{self, Namespace};
 use crate::tools::Saved;
-use crate::Arguments;
 
 /// No audit comes while other things are measured.
 const NO_AUDIT: &[&str] = &["--audit-period", "1h"];

@@ -68,13 +68,7 @@ pub(crate) enum Console {
 }
 
 /// Boots and waits for the result; at the limit the guest is ended and the run has failed.
-pub(crate) fn run(
-    kernel: &Kernel,
-    initramfs: &Path,
-    hardware: Hardware,
-    console: Console,
-    limit: Duration,
-) -> Result<Outcome> {
+pub(crate) fn run(kernel: &Kernel, initramfs: &Path, hardware: Hardware, console: Console, limit: Duration) -> Result<Outcome> {
     let mut machine = Machine(command(kernel, initramfs, hardware, console)?.spawn().context("cannot start QEMU")?);
     let mut output = machine.0.stdout.take().context("QEMU has no output")?;
     let (sender, receiver) = mpsc::channel();
@@ -123,7 +117,8 @@ pub(crate) fn accelerator(kernel: &Kernel, probe_image: &dyn Fn() -> Result<temp
         Some("/dev/kvm is missing or not open to this user")
     } else {
         let image = probe_image()?;
-        let works = run(kernel, image.path(), Hardware::new(Accelerator::Kvm), Console::Quiet, PROBE_LIMIT).is_ok_and(|outcome| outcome.code == 0);
+        let works = run(kernel, image.path(), Hardware::new(Accelerator::Kvm), Console::Quiet, PROBE_LIMIT)
+            .is_ok_and(|outcome| outcome.code == 0);
         (!works).then_some("/dev/kvm is there, but a guest that uses it does not boot")
     };
     if let Some(reason) = reason {

@@ -55,7 +55,10 @@ impl Place {
             good &= !too_high;
             let (services, scenario, change) = (figure.services, &figure.scenario, (figure.value / base - 1.0) * 100.0);
             let verdict = if too_high { "TOO HIGH" } else { "" };
-            println!("{services:>8}  {scenario:<32} {:>12.3} {:<4} {base:>12.3} {change:>+7.1} %  {verdict}", figure.value, figure.unit);
+            println!(
+                "{services:>8}  {scenario:<32} {:>12.3} {:<4} {base:>12.3} {change:>+7.1} %  {verdict}",
+                figure.value, figure.unit
+            );
         }
         let sizes = |services: u64| figures.iter().any(|figure| figure.services == services);
         let of_run = |entry: &&Value| entry.get("services").and_then(Value::as_u64).is_some_and(sizes);

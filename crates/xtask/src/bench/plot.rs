@@ -50,9 +50,14 @@ pub(crate) fn svg(title: &str, figures: &[Figure]) -> Option<String> {
             .collect();
         // The second round through the colours is dashed.
         let dash = if number >= COLOURS.len() { " stroke-dasharray=\"6 4\"" } else { "" };
-        let _ = writeln!(svg, "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>", line.join(" "));
+        let _ =
+            writeln!(svg, "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>", line.join(" "));
         let (x, y) = (WIDTH - RIGHT + 16.0, TOP + 16.0 * f64::from(u32::try_from(number).ok()?));
-        let _ = writeln!(svg, "<line x1=\"{x}\" x2=\"{}\" y1=\"{y}\" y2=\"{y}\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>", x + 20.0);
+        let _ = writeln!(
+            svg,
+            "<line x1=\"{x}\" x2=\"{}\" y1=\"{y}\" y2=\"{y}\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/>",
+            x + 20.0
+        );
         let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\">{name}</text>", x + 26.0, y + 4.0);
     }
     svg.push_str("</svg>\n");
@@ -88,7 +93,9 @@ impl Axis {
 
 /// 0.001, 0.002, 0.005, 0.01 and so on.
 fn steps() -> impl Iterator<Item = f64> + Clone {
-    (-3..9).flat_map(|power| [1.0, 2.0, 5.0].map(move |step| if power < 0 { step / 10f64.powi(-power) } else { step * 10f64.powi(power) }))
+    (-3..9).flat_map(|power| {
+        [1.0, 2.0, 5.0].map(move |step| if power < 0 { step / 10f64.powi(-power) } else { step * 10f64.powi(power) })
+    })
 }
 
 #[cfg(test)]
