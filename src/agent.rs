@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use desired::{Config, Fragment, Index, Priority, RuleOptions, rules};
+use desired::{Config, Fragment, Index, NodeFacts, Priority, RuleOptions, rules};
 use model::Scheduler;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -26,8 +26,8 @@ pub(crate) struct Agent {
     metrics: Metrics,
     /// The kinds that have been listed completely. Nothing is sent to the reconciler before all have been.
     listed: BTreeSet<Kind>,
-    /// What was last said of the node.
-    node: Option<NodeSettings>,
+    /// What was last said of the node, and what followed from which facts.
+    node: Option<(NodeFacts, NodeSettings)>,
     /// Whether the reconciler has been told that it knows everything.
     complete: bool,
     register: Register,
@@ -181,8 +181,8 @@ impl Agent {
         if !Kind::ALL.iter().all(|kind| self.listed.contains(kind)) {
             return;
         }
-        let node = self.node_settings();
-        let node_changed = self.node.as_ref() != Some(&node);
+        let node = self.changed_node();
+        let node_changed = node.is_some();
         let dirty = self.index.take_dirty();
         if dirty.is_empty() && !node_changed && self.complete {
             return;
@@ -204,17 +204,22 @@ impl Agent {
         self.mailbox.post(|letter| {
             letter.urgent.extend(urgent.into_iter().map(|(fragment, name)| (name, fragment)));
             letter.services.extend(rest.into_iter().map(|(fragment, name)| (name, fragment)));
-            if node_changed {
-                letter.node = Some(node.clone());
+            if node.is_some() {
+                letter.node = node;
             }
             letter.complete = true;
         });
-        self.node = Some(node);
         self.complete = true;
     }
 
-    fn node_settings(&mut self) -> NodeSettings {
+    /// What is to be said of the node, if it is not what was said last. Most changes are about Services, and what follows from the node is not
+    /// worked out again for each of them.
+    fn changed_node(&mut self) -> Option<NodeSettings> {
+        self.register.set(Subject::Node, Origin::Objects, self.index.node_problems());
         let (config, facts) = (self.index.config(), self.index.facts());
+        if self.node.as_ref().is_some_and(|(known, _)| known == facts) {
+            return None;
+        }
         let settings = NodeSettings {
             rules: config.families.iter().map(|family| (*family, rules(*family, config, facts, self.options))).collect(),
             sources: config.families.iter().filter_map(|family| Some((*family, facts.source(*family)?))).collect(),
@@ -224,8 +229,9 @@ impl Agent {
                 warn!(%family, "no address of the Node object is on an interface of this node; it serves no node ports on its primary address");
             }
         }
-        self.register.set(Subject::Node, Origin::Objects, self.index.node_problems());
-        settings
+        let changed = self.node.as_ref().is_none_or(|(_, said)| *said != settings);
+        self.node = Some((facts.clone(), settings.clone()));
+        changed.then_some(settings)
     }
 
     fn note(&mut self, found: Found) {

@@ -130,9 +130,7 @@ impl Reconciler {
             // Whoever asked may have gone.
             let _ = ask.send(self.names());
         }
-        if self.observed.is_none() && !self.complete {
-            self.adopt();
-        }
+        let adopted = self.observed.is_none() && !self.complete && self.adopt();
         let mut scope = Scope::default();
         let mut rules = false;
         if let Some(NodeSettings { rules: desired, sources }) = letter.node {
@@ -148,7 +146,7 @@ impl Reconciler {
         self.news.post(Origin::Others, self.ledger.take_problems());
         if letter.complete && !self.complete {
             self.complete = true;
-            self.pass(Pass::Start);
+            self.first_pass(adopted);
         } else {
             self.change(&scope, false);
         }
@@ -222,15 +220,19 @@ impl Reconciler {
         }
     }
 
-    /// Observes the kernel for the first time, and takes over what an earlier run has left there.
-    fn adopt(&mut self) {
+    /// Observes the kernel for the first time, and takes over what an earlier run has left there. Says whether it could.
+    fn adopt(&mut self) -> bool {
         let begun = Instant::now();
         match self.kernel.observe() {
             Ok(observed) => {
                 self.ledger.adopt(&observed);
                 self.observed = Some(observed);
+                true
             }
-            Err(error) => self.failed(Pass::Start, begun, &error),
+            Err(error) => {
+                self.failed(Pass::Start, begun, &error);
+                false
+            }
         }
     }
 
@@ -286,17 +288,30 @@ impl Reconciler {
         }
     }
 
+    /// The pass over everything at the start. What was `adopted` for the same letter has been kept in line with what was done since, and is
+    /// not read a second time: on a full kernel that is most of a restart.
+    fn first_pass(&mut self, adopted: bool) {
+        match self.observed.take().filter(|_| adopted) {
+            Some(observed) => self.pass_over(Pass::Start, observed, Instant::now()),
+            None => self.pass(Pass::Start),
+        }
+    }
+
     /// A pass over everything.
     fn pass(&mut self, pass: Pass) {
         let begun = Instant::now();
-        self.next_audit = begun + self.settings.audit_period;
-        let observed = match self.kernel.observe() {
-            Ok(observed) => observed,
+        match self.kernel.observe() {
+            Ok(observed) => self.pass_over(pass, observed, begun),
             Err(error) => {
+                self.next_audit = begun + self.settings.audit_period;
                 self.failed(pass, begun, &error);
-                return;
             }
-        };
+        }
+    }
+
+    /// Compares everything with what was `observed`, and brings it in line.
+    fn pass_over(&mut self, pass: Pass, observed: State, begun: Instant) {
+        self.next_audit = begun + self.settings.audit_period;
         self.refused.clear();
         let mut desired = self.ledger.complete();
         desired.rules.clone_from(&self.rules);

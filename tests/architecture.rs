@@ -47,7 +47,7 @@ const MAY_USE: [(&str, &[&str]); 6] = [
 ];
 
 /// Packages that build and test, and that nothing which ships may use.
-const TOOLS: [&str; 3] = ["xtask", "apiserver", "testkit"];
+const TOOLS: [&str; 4] = ["xtask", "apiserver", "testkit", "bench"];
 
 /// The crates that decide and do not act: no waiting, no sockets, no logging, not even by way of what they use.
 const PURE: [&str; 4] = ["model", "desired", "plan", "wire"];

@@ -273,7 +273,11 @@ impl<'a> Attribute<'a> {
     /// # Errors
     /// When it has another length.
     pub fn counter(&self) -> Result<u64, Malformed> {
-        self.u32().map(u64::from).or_else(|_| self.array().map(u64::from_ne_bytes))
+        // Told apart by its length and not by an error, whose sentence would be put together for each of the ten counters of an object.
+        match <[u8; 4]>::try_from(self.value) {
+            Ok(narrow) => Ok(u32::from_ne_bytes(narrow).into()),
+            Err(_) => self.array().map(u64::from_ne_bytes),
+        }
     }
 
     /// The value as a text, up to its NUL if it has one.

@@ -44,6 +44,17 @@ pub(crate) fn binaries() -> Result<()> {
     Ok(())
 }
 
+/// Builds the agent as it is released, and the program that measures it.
+pub(crate) fn released() -> Result<()> {
+    let status = cargo(&["build", "--quiet", "--release", "--package", "kube-ipvs", "--package", "bench", "--bins"])
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("the agent or the program that measures it does not build (see above)");
+    }
+    Ok(())
+}
+
 /// The packages of the workspace that declare an integration test target of this name.
 pub(crate) fn packages_with_test(name: &str) -> Result<Vec<String>> {
     let output =

@@ -12,7 +12,7 @@ use crate::cpio::Archive;
 use crate::host::create_directory;
 use crate::image;
 use crate::kernel::{Kernel, Wanted};
-use crate::qemu::{self, Accelerator, Console, Outcome, tempfile::Image};
+use crate::qemu::{self, Accelerator, Console, Hardware, Outcome, tempfile::Image};
 
 /// A shell session in a guest has no time limit that anybody would meet.
 const SHELL_LIMIT: Duration = Duration::from_secs(24 * 3600);
@@ -21,7 +21,7 @@ const SHELL_LIMIT: Duration = Duration::from_secs(24 * 3600);
 pub(crate) struct Guest {
     kernel: Kernel,
     base: PathBuf,
-    accelerator: Accelerator,
+    hardware: Hardware,
     files: Archive,
 }
 
@@ -31,13 +31,23 @@ impl Guest {
         let kernel = Kernel::find(wanted)?;
         let base = image::base(&kernel)?;
         let probe = || assemble(&base, Archive::default(), "exit 0", false);
-        let accelerator = qemu::accelerator(&kernel, &probe)?;
-        Ok(Self { kernel, base, accelerator, files: Archive::default() })
+        let hardware = Hardware::new(qemu::accelerator(&kernel, &probe)?);
+        Ok(Self { kernel, base, hardware, files: Archive::default() })
     }
 
     /// As `uname -r` prints it.
     pub(crate) fn release(&self) -> &str {
         &self.kernel.release
+    }
+
+    /// Gives it another amount of memory, in MiB.
+    pub(crate) fn set_memory(&mut self, memory: u32) {
+        self.hardware.memory = memory;
+    }
+
+    /// Has its clock count instructions.
+    pub(crate) fn count_instructions(&mut self) {
+        self.hardware.accelerator = Accelerator::Counting;
     }
 
     /// Puts one of our programs on the guest's PATH.
@@ -61,13 +71,13 @@ impl Guest {
     /// Runs a shell script and streams the console.
     pub(crate) fn run(self, script: &str, limit: Duration) -> Result<Outcome> {
         let image = assemble(&self.base, self.files, script, false)?;
-        qemu::run(&self.kernel, image.path(), self.accelerator, Console::Show, limit)
+        qemu::run(&self.kernel, image.path(), self.hardware, Console::Show, limit)
     }
 
     /// Runs a shell script on this terminal; its exit code.
     pub(crate) fn interact(self, script: &str) -> Result<u8> {
         let image = assemble(&self.base, self.files, script, true)?;
-        Ok(qemu::run(&self.kernel, image.path(), self.accelerator, Console::Interactive, SHELL_LIMIT)?.code)
+        Ok(qemu::run(&self.kernel, image.path(), self.hardware, Console::Interactive, SHELL_LIMIT)?.code)
     }
 }
 

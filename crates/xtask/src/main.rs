@@ -3,10 +3,11 @@
 //! IPVS lives in the kernel and many kernels lack it, so everything that needs it runs in a *guest*: a distribution kernel, downloaded but not installed,
 //! booted by QEMU with an initramfs made here. Files in reading order: [`host`] (what this machine has, and installing what it lacks), [`kernel`]
 //! (kernel packages), [`cpio`] and [`image`] (the initramfs), [`qemu`] (booting), [`guest`] (the three together), [`build`] (cargo), [`tiers`]
-//! (the test run and its summary), [`conformance`], [`demo`].
+//! (the test run and its summary), [`conformance`], [`bench`], [`demo`].
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a developer's command-line program: its output is its interface")]
 
+mod bench;
 mod build;
 mod conformance;
 mod cpio;
@@ -61,6 +62,8 @@ enum Command {
     },
     /// Run a file of conformance cases in the guest, one line a case and a summary; exits with 0 only if none disagrees
     Conformance(conformance::Arguments),
+    /// Measure the agent in the guest beside the raw floor and the usual tools; `benches/README.md` says what each figure means
+    Bench(bench::Arguments),
     /// Run the API server double in the foreground, for kubectl or an agent to look at
     Apiserver {
         /// The arguments of the double, such as `--manifests PATH`; `--help` lists them
@@ -103,6 +106,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo { shell, host: false, kernel } => demo::in_guest(&kernel, shell),
         Command::Test { tiers, filter } => tiers::run(&tiers, filter.as_deref()),
         Command::Conformance(arguments) => conformance::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Apiserver { arguments } => {
             // Paths among the arguments are relative to where the user is, which is where cargo left this program.
             let status = build::cargo(&["build", "--quiet", "--package", "apiserver"]).status()?;

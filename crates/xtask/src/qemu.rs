@@ -19,8 +19,8 @@ const MARKER: &str = "@@guest-exit ";
 /// How long a machine with working KVM may take to boot and answer. It needs about two seconds.
 const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
-/// Enough for the tests with tens of network namespaces; the image itself takes some 60 MiB of it.
-const MEMORY: &str = "2048M";
+/// MiB of memory: enough for the tests with tens of network namespaces; the image itself takes some 60 MiB of it.
+const MEMORY: u32 = 2048;
 
 /// The lines of the console that are shown when a run ends without a result.
 const TAIL: usize = 40;
@@ -30,6 +30,23 @@ pub(crate) enum Accelerator {
     Kvm,
     /// QEMU's emulation, about ten times slower.
     Emulation,
+    /// One emulated processor whose clock counts instructions, a nanosecond each: times do not depend on what else this machine does, and
+    /// while the guest waits no time passes here.
+    Counting,
+}
+
+/// The machine to boot on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hardware {
+    pub(crate) accelerator: Accelerator,
+    /// MiB.
+    pub(crate) memory: u32,
+}
+
+impl Hardware {
+    pub(crate) const fn new(accelerator: Accelerator) -> Self {
+        Self { accelerator, memory: MEMORY }
+    }
 }
 
 /// What a finished run said.
@@ -51,14 +68,8 @@ pub(crate) enum Console {
 }
 
 /// Boots and waits for the result; at the limit the guest is ended and the run has failed.
-pub(crate) fn run(
-    kernel: &Kernel,
-    initramfs: &Path,
-    accelerator: Accelerator,
-    console: Console,
-    limit: Duration,
-) -> Result<Outcome> {
-    let mut machine = Machine(command(kernel, initramfs, accelerator, console)?.spawn().context("cannot start QEMU")?);
+pub(crate) fn run(kernel: &Kernel, initramfs: &Path, hardware: Hardware, console: Console, limit: Duration) -> Result<Outcome> {
+    let mut machine = Machine(command(kernel, initramfs, hardware, console)?.spawn().context("cannot start QEMU")?);
     let mut output = machine.0.stdout.take().context("QEMU has no output")?;
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
@@ -106,7 +117,8 @@ pub(crate) fn accelerator(kernel: &Kernel, probe_image: &dyn Fn() -> Result<temp
         Some("/dev/kvm is missing or not open to this user")
     } else {
         let image = probe_image()?;
-        let works = run(kernel, image.path(), Accelerator::Kvm, Console::Quiet, PROBE_LIMIT).is_ok_and(|outcome| outcome.code == 0);
+        let works = run(kernel, image.path(), Hardware::new(Accelerator::Kvm), Console::Quiet, PROBE_LIMIT)
+            .is_ok_and(|outcome| outcome.code == 0);
         (!works).then_some("/dev/kvm is there, but a guest that uses it does not boot")
     };
     if let Some(reason) = reason {
@@ -136,14 +148,19 @@ pub(crate) mod tempfile {
     }
 }
 
-fn command(kernel: &Kernel, initramfs: &Path, accelerator: Accelerator, console: Console) -> Result<Command> {
+fn command(kernel: &Kernel, initramfs: &Path, hardware: Hardware, console: Console) -> Result<Command> {
     let (machine, serial) = if cfg!(target_arch = "aarch64") { ("virt", "ttyAMA0") } else { ("pc", "ttyS0") };
-    let acceleration: &[&str] = match accelerator {
-        Accelerator::Kvm => &["-accel", "kvm", "-cpu", "host"],
-        Accelerator::Emulation => &["-accel", "tcg,thread=multi", "-cpu", "max"],
+    let acceleration: &[&str] = match hardware.accelerator {
+        Accelerator::Kvm => &["-accel", "kvm", "-cpu", "host", "-smp", "2"],
+        Accelerator::Emulation => &["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"],
+        // With the fast string instructions every byte that is copied or cleared would count as an instruction.
+        Accelerator::Counting if cfg!(target_arch = "x86_64") => {
+            &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", "max,-erms,-fsrm", "-smp", "1"]
+        }
+        Accelerator::Counting => &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", "max", "-smp", "1"],
     };
     let mut qemu = Command::new(host::require(host::QEMU)?);
-    qemu.args(["-machine", machine]).args(acceleration).args(["-smp", "2", "-m", MEMORY]);
+    qemu.args(["-machine", machine]).args(acceleration).args(["-m", &format!("{}M", hardware.memory)]);
     qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
     // norandmaps: QEMU's emulation translates code anew for each virtual address at which it meets it, so with random addresses every process would
     // have its libraries translated again (a dynamic program then starts in 29 ms instead of 9 ms).

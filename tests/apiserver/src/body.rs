@@ -3,7 +3,9 @@
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use std::fmt;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::SystemTime;
 use tokio::sync::mpsc;
 
 /// The body of an answer.
@@ -11,7 +13,21 @@ pub(crate) enum Answer {
     /// All of it, with a Content-Length.
     Whole(Option<Bytes>),
     /// Chunked, as it comes.
-    Lines(mpsc::Receiver<Result<Bytes, Cut>>),
+    Lines(mpsc::Receiver<Result<Bytes, Cut>>, LastSent),
+}
+
+/// When something was last handed to a connection, of all connections. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LastSent(Arc<Mutex<Option<SystemTime>>>);
+
+impl LastSent {
+    pub(crate) fn get(&self) -> Option<SystemTime> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(SystemTime::now());
+    }
 }
 
 /// The connection is to be lost here.
@@ -26,9 +42,9 @@ impl Answer {
         Answer::Whole(Some(text.into()))
     }
 
-    pub(crate) fn lines() -> (LineSender, Self) {
+    pub(crate) fn lines(last_sent: &LastSent) -> (LineSender, Self) {
         let (sender, receiver) = mpsc::channel(16);
-        (LineSender(sender), Answer::Lines(receiver))
+        (LineSender(sender), Answer::Lines(receiver, last_sent.clone()))
     }
 }
 
@@ -58,7 +74,13 @@ impl Body for Answer {
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match &mut *self {
             Answer::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Answer::Lines(receiver) => receiver.poll_recv(context).map(|line| line.map(|line| line.map(Frame::data))),
+            Answer::Lines(receiver, last_sent) => {
+                let line = receiver.poll_recv(context);
+                if matches!(line, Poll::Ready(Some(Ok(_)))) {
+                    last_sent.note();
+                }
+                line.map(|line| line.map(|line| line.map(Frame::data)))
+            }
         }
     }
 
@@ -69,7 +91,7 @@ impl Body for Answer {
     fn size_hint(&self) -> SizeHint {
         match self {
             Answer::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Answer::Lines(_) => SizeHint::default(),
+            Answer::Lines(..) => SizeHint::default(),
         }
     }
 }

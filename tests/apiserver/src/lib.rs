@@ -48,6 +48,7 @@ use server::Shared;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::SystemTime;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -191,6 +192,13 @@ impl ApiServer {
     #[must_use]
     pub fn requests(&self) -> Vec<Received> {
         self.shared.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// When the last line of a watch, or part of a long list, was handed to its connection; `None` before the first. What a client does
+    /// about it can be timed from here, without what the double itself spent on it.
+    #[must_use]
+    pub fn last_sent(&self) -> Option<SystemTime> {
+        self.shared.last_sent.get()
     }
 
     fn interrupt(&self, resource: Resource, interruption: Interruption) {

@@ -1,6 +1,6 @@
 //! Connections, authentication, and the way from a request to its answer.
 
-use crate::body::Answer;
+use crate::body::{Answer, LastSent};
 use crate::fault::{Fault, Faults, Interruption, Verb};
 use crate::json::Json;
 use crate::options::Options;
@@ -44,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) received: Mutex<Vec<Received>>,
     pub(crate) forbidden: Mutex<Vec<(Verb, Resource)>>,
     pub(crate) streaming_lists: AtomicBool,
+    pub(crate) last_sent: LastSent,
 }
 
 impl Shared {
@@ -55,6 +56,7 @@ impl Shared {
             received: Mutex::default(),
             forbidden: Mutex::default(),
             streaming_lists: AtomicBool::new(options.streaming_lists),
+            last_sent: LastSent::default(),
             options,
         }
     }
@@ -115,12 +117,12 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
         Some(Fault::Delay(time)) => sleep(time).await,
         Some(Fault::Status(code)) => return Ok(refusal(&Failure::on_demand(code))),
         Some(Fault::ErrorLine(code)) => {
-            let (sender, body) = Answer::lines();
+            let (sender, body) = Answer::lines(&shared.last_sent);
             tokio::spawn(async move { sender.send(format!("{}\n", error(&Failure::on_demand(code)))).await });
             return Ok(response(StatusCode::OK, body));
         }
         Some(Fault::Silent) => {
-            let (sender, body) = Answer::lines();
+            let (sender, body) = Answer::lines(&shared.last_sent);
             tokio::spawn(async move { sender.closed().await });
             return Ok(response(StatusCode::OK, body));
         }
@@ -174,7 +176,7 @@ async fn granted(
             if listing.len() <= MAX_WHOLE && fault.is_none() {
                 return Ok(response(StatusCode::OK, Answer::whole(listing)));
             }
-            let (sender, body) = Answer::lines();
+            let (sender, body) = Answer::lines(&shared.last_sent);
             tokio::spawn(async move {
                 match fault {
                     Some(Fault::CutLine(_)) => sender.cut(&listing).await,
@@ -186,7 +188,7 @@ async fn granted(
         (Verb::Watch, _) => {
             let selection = selection(resource, place.namespace, query)?;
             let watch = Watch::parse(shared, resource, selection, query)?;
-            let (sender, body) = Answer::lines();
+            let (sender, body) = Answer::lines(&shared.last_sent);
             tokio::spawn(watch.run(shared.clone(), sender, fault));
             Ok(response(StatusCode::OK, body))
         }
