@@ -18,7 +18,7 @@ use crate::kernel::Wanted;
 const GUEST_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// Guest tests mostly wait (for processes to start, for deadlines), so more of them than processors run at a time.
-const GUEST_THREADS: &str = "4";
+const GUEST_THREADS: &str = "6";
 
 /// The tests that are about numbers, files or output, and not about what the kernel does.
 const ON_ONE_KERNEL: [&str; 7] =
