@@ -6,8 +6,8 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use desired::object::EndpointSlice;
 use desired::{Config, Index, InterfaceAddress, Ledger, ServiceName};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use model::{Family, Protocol, Scope, State, VirtualServerKey};
 use plan::{Ownership, plan};
 use serde_json::{from_value, json};

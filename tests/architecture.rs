@@ -13,7 +13,7 @@ use serde_json::Value;
 /// know, and says why.
 const MAY_USE: [(&str, &[&str]); 6] = [
     ("model", &["ipnetwork"]),
-    ("desired", &["model", "ipnetwork", "k8s-openapi"]),
+    ("desired", &["model", "ipnetwork", "k8s-openapi", "serde"]),
     ("plan", &["model", "ipnetwork"]),
     ("wire", &["model", "ipnetwork", "thiserror"]),
     ("kernel", &["plan", "wire", "model", "neli", "thiserror", "tracing"]),

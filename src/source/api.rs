@@ -5,20 +5,19 @@
 
 mod backoff;
 mod client;
+mod received;
 mod trouble;
 
 pub(crate) use client::connect;
 
 use super::selection::selectors;
-use super::{Closed, Event, Events, Kind, Object, tell, unknown_node};
+use super::{Closed, Event, Events, Kind, tell, unknown_node};
 use backoff::{Backoff, random_in};
+use desired::object::{EndpointSlice, Node, Service};
 use futures::{Stream, StreamExt as _};
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher::{self, watcher};
-use kube::{Api, Client, Resource};
-use serde::de::DeserializeOwned;
-use std::fmt::Debug;
+use kube::{Api, Client};
+use received::{Received, Watched};
 use std::ops::ControlFlow;
 use std::ops::RangeInclusive;
 use std::pin::pin;
@@ -67,23 +66,6 @@ pub(crate) struct ApiSource {
     streaming: AtomicBool,
 }
 
-/// A kind as kube sees it.
-trait Watched: Resource<DynamicType = ()> + Into<Object> + Clone + Debug + DeserializeOwned + Send + 'static {
-    const KIND: Kind;
-}
-
-impl Watched for Service {
-    const KIND: Kind = Kind::Service;
-}
-
-impl Watched for EndpointSlice {
-    const KIND: Kind = Kind::EndpointSlice;
-}
-
-impl Watched for Node {
-    const KIND: Kind = Kind::Node;
-}
-
 impl ApiSource {
     pub(crate) fn new(client: Client, node_name: String, tuning: Tuning) -> Self {
         Self { client, node_name, tuning, streaming: AtomicBool::new(true) }
@@ -100,7 +82,7 @@ impl ApiSource {
         let mut backoff = Backoff::new(self.tuning.backoff);
         loop {
             let streaming = self.streaming.load(Ordering::Relaxed);
-            let stream = watcher(Api::<K>::all(self.client.clone()), self.config(K::KIND, streaming));
+            let stream = watcher(Api::<Received<K>>::all(self.client.clone()), self.config(K::KIND, streaming));
             let follower = Follower { source: self, events, streaming, listing: Listing::Before, has_own_node: false };
             if let Err(closed) = follower.run(pin!(stream), &mut backoff).await {
                 return closed;
@@ -154,7 +136,7 @@ impl Follower<'_> {
     /// Runs until the stream is of no more use.
     async fn run<K: Watched>(
         mut self,
-        mut stream: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Unpin,
+        mut stream: impl Stream<Item = watcher::Result<watcher::Event<Received<K>>>> + Unpin,
         backoff: &mut Backoff,
     ) -> Result<(), Closed> {
         loop {
@@ -181,7 +163,7 @@ impl Follower<'_> {
         }
     }
 
-    async fn event<K: Watched>(&mut self, event: watcher::Event<K>, backoff: &mut Backoff) -> Result<Next, Closed> {
+    async fn event<K: Watched>(&mut self, event: watcher::Event<Received<K>>, backoff: &mut Backoff) -> Result<Next, Closed> {
         match event {
             watcher::Event::Init => {
                 if self.listing == Listing::Under && self.streaming {
@@ -197,8 +179,8 @@ impl Follower<'_> {
                 self.has_own_node = false;
                 tell(self.events, Event::Listing(K::KIND)).await?;
             }
-            watcher::Event::InitApply(object) => {
-                self.has_own_node |= K::KIND == Kind::Node && object.meta().name.as_ref() == Some(&self.source.node_name);
+            watcher::Event::InitApply(Received(object)) => {
+                self.has_own_node |= K::KIND == Kind::Node && object.metadata().name.as_ref() == Some(&self.source.node_name);
                 tell(self.events, Event::Applied(object.into())).await?;
             }
             watcher::Event::InitDone => {
@@ -209,11 +191,11 @@ impl Follower<'_> {
                     self.trouble(Kind::Node, unknown_node(&self.source.node_name)).await?;
                 }
             }
-            watcher::Event::Apply(object) => {
+            watcher::Event::Apply(Received(object)) => {
                 backoff.reset();
                 tell(self.events, Event::Applied(object.into())).await?;
             }
-            watcher::Event::Delete(object) => {
+            watcher::Event::Delete(Received(object)) => {
                 backoff.reset();
                 tell(self.events, Event::Deleted(object.into())).await?;
             }

@@ -4,9 +4,7 @@ pub(crate) mod api;
 pub(crate) mod manifests;
 mod selection;
 
-use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use desired::object::{EndpointSlice, Node, ObjectMeta, Service};
 use std::fmt;
 use tokio::sync::mpsc;
 
@@ -18,10 +16,10 @@ pub(crate) enum Kind {
     Node,
 }
 
-/// An object of one of these kinds, without its `managedFields`.
+/// An object of one of these kinds.
 ///
 /// A source brings its objects already selected: no Service of another proxy, nothing headless, no Node but the own one unless all are
-/// asked for, and of Nodes just what the agent reads.
+/// asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Object {
     Service(Box<Service>),
@@ -98,42 +96,23 @@ impl Object {
             Object::Node(object) => &object.metadata,
         }
     }
-
-    fn metadata_mut(&mut self) -> &mut ObjectMeta {
-        match self {
-            Object::Service(object) => &mut object.metadata,
-            Object::EndpointSlice(object) => &mut object.metadata,
-            Object::Node(object) => &mut object.metadata,
-        }
-    }
-
-    /// Drops what the agent never reads: `managedFields` are often half of an object.
-    fn without_managed_fields(mut self) -> Self {
-        self.metadata_mut().managed_fields = None;
-        self
-    }
 }
 
 impl From<Service> for Object {
     fn from(object: Service) -> Self {
-        Object::Service(Box::new(object)).without_managed_fields()
+        Object::Service(Box::new(object))
     }
 }
 
 impl From<EndpointSlice> for Object {
     fn from(object: EndpointSlice) -> Self {
-        Object::EndpointSlice(Box::new(object)).without_managed_fields()
+        Object::EndpointSlice(Box::new(object))
     }
 }
 
 impl From<Node> for Object {
-    /// Keeps what the agent reads: a Node is kilobytes of images, conditions and annotations, and there can be thousands.
     fn from(object: Node) -> Self {
-        let Node { metadata, spec, status } = object;
-        let metadata = ObjectMeta { name: metadata.name, labels: metadata.labels, ..ObjectMeta::default() };
-        let spec = spec.map(|spec| NodeSpec { pod_cidr: spec.pod_cidr, pod_cidrs: spec.pod_cidrs, ..NodeSpec::default() });
-        let status = status.map(|status| NodeStatus { addresses: status.addresses, ..NodeStatus::default() });
-        Object::Node(Box::new(Node { metadata, spec, status }))
+        Object::Node(Box::new(object))
     }
 }
 

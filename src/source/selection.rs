@@ -1,13 +1,8 @@
 //! Which objects are the agent's business: kube-proxy's selectors, as text for the API server and as predicates for files.
 
 use super::{Kind, Object};
+use desired::object::label::{HEADLESS, PROXY_NAME};
 use std::collections::BTreeMap;
-
-/// A Service with this label is served by the proxy of that name, and by no other.
-const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-
-/// An EndpointSlice with this label belongs to a headless Service.
-const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// Label and field selector of a watch.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -3,14 +3,12 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use k8s_openapi::api::core::v1::Node;
 use model::{DEVICE, Family};
 
 use crate::address;
 use crate::config::NodePortAddresses;
+use crate::object::{Node, label};
 use crate::problem::{Problem, Problems, quoted};
-
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// What is known of this node.
 ///
@@ -54,7 +52,7 @@ impl NodeFacts {
             .metadata
             .labels
             .as_ref()
-            .and_then(|labels| labels.get(ZONE_LABEL))
+            .and_then(|labels| labels.get(label::ZONE))
             .filter(|zone| !zone.is_empty())
             .map(|zone| zone.as_str().into());
         problems.finish()

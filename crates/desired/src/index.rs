@@ -5,9 +5,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use k8s_openapi::api::core::v1::{Node, Service as ServiceObject};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use model::{Protocol, Scheduler};
 
 use crate::config::{Config, DetectLocal};
@@ -16,6 +13,7 @@ use crate::fragment::{Fragment, Surroundings};
 use crate::listeners::{Listener, Listeners};
 use crate::machines::{self, Footprint, Machines};
 use crate::name::ServiceName;
+use crate::object::{self, EndpointSlice, Node, ObjectMeta};
 use crate::problem::{Problem, Problems};
 use crate::service::Service;
 use crate::slice::Slice;
@@ -132,7 +130,7 @@ impl Index {
     ///
     /// # Errors
     /// When the object has no name to know it by.
-    pub fn apply_service(&mut self, object: &ServiceObject) -> Result<(), Problem> {
+    pub fn apply_service(&mut self, object: &object::Service) -> Result<(), Problem> {
         let name = ServiceName::of(SERVICE, &object.metadata)?;
         let (service, problems) = Service::parse(&name, object, self.config.proxy_name.as_deref());
         let name = self.known(name);

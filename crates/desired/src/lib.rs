@@ -49,6 +49,7 @@ mod listeners;
 mod machines;
 mod marks;
 mod name;
+pub mod object;
 mod ports;
 mod problem;
 mod rules;

@@ -4,8 +4,7 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-
+use crate::object::ObjectMeta;
 use crate::problem::{Problem, Reason, quoted};
 
 /// The namespace and name of a Service, written `namespace/name`.

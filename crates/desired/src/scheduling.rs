@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1;
 use model::{Flags, Protocol, Scheduler, VirtualServerConfig};
 
 use crate::address;
+use crate::object;
 use crate::problem::{Problems, Reason, quoted};
 
 const SCHEDULER: Annotation = Annotation("kube-ipvs.io/scheduler");
@@ -44,7 +44,7 @@ pub(crate) struct Weights {
 struct Annotation(&'static str);
 
 impl Annotation {
-    fn of(self, object: &v1::Service) -> Option<&str> {
+    fn of(self, object: &object::Service) -> Option<&str> {
         object.metadata.annotations.as_ref()?.get(self.0).map(|text| text.trim())
     }
 }
@@ -56,7 +56,7 @@ impl fmt::Display for Annotation {
 }
 
 /// The text of the first of `annotations` that `object` has, with its name; one that is empty counts as not there.
-fn first_of<const N: usize>(object: &v1::Service, annotations: [Annotation; N]) -> Option<(Annotation, &str)> {
+fn first_of<const N: usize>(object: &object::Service, annotations: [Annotation; N]) -> Option<(Annotation, &str)> {
     annotations.into_iter().find_map(|annotation| Some((annotation, annotation.of(object).filter(|text| !text.is_empty())?)))
 }
 
@@ -64,7 +64,7 @@ impl Scheduling {
     /// What the annotations of `object` say; `None` when that is nothing. `has_datagrams` tells whether it has a UDP port, and
     /// `has_affinity` whether clients stay with their endpoint.
     pub(crate) fn parse(
-        object: &v1::Service,
+        object: &object::Service,
         has_datagrams: bool,
         has_affinity: bool,
         problems: &mut Problems,
@@ -112,7 +112,7 @@ impl Scheduling {
     }
 }
 
-fn scheduler(object: &v1::Service, problems: &mut Problems) -> Option<(Annotation, Scheduler)> {
+fn scheduler(object: &object::Service, problems: &mut Problems) -> Option<(Annotation, Scheduler)> {
     let (annotation, name) = first_of(object, [SCHEDULER, THEIR_SCHEDULER])?;
     match Scheduler::new(name) {
         Ok(scheduler) if scheduler.is_none() => {
@@ -138,7 +138,7 @@ fn scheduler(object: &v1::Service, problems: &mut Problems) -> Option<(Annotatio
 }
 
 /// The flags in the words of ipvsadm and of kube-router. Those that cannot be read are left out; when none is left, the defaults hold.
-fn flags(object: &v1::Service, problems: &mut Problems) -> Option<Flags> {
+fn flags(object: &object::Service, problems: &mut Problems) -> Option<Flags> {
     let (annotation, text) = first_of(object, [FLAGS, THEIR_FLAGS])?;
     let mut flags = None;
     for word in words(text) {
@@ -163,7 +163,7 @@ fn flags(object: &v1::Service, problems: &mut Problems) -> Option<Flags> {
     flags
 }
 
-fn one_packet(object: &v1::Service, has_datagrams: bool, has_affinity: bool, problems: &mut Problems) -> bool {
+fn one_packet(object: &object::Service, has_datagrams: bool, has_affinity: bool, problems: &mut Problems) -> bool {
     let problem = match ONE_PACKET.of(object) {
         None | Some("" | "false") => return false,
         Some("true") if !has_datagrams => {
@@ -182,7 +182,7 @@ fn one_packet(object: &v1::Service, has_datagrams: bool, has_affinity: bool, pro
 
 impl Weights {
     /// Reads `node-a=3, node/10.0.0.5=1, pod/db-0=2, 10.244.1.7=0`. Entries that cannot be read are left out.
-    fn parse(object: &v1::Service, problems: &mut Problems) -> Self {
+    fn parse(object: &object::Service, problems: &mut Problems) -> Self {
         let mut weights = Self::default();
         for entry in words(WEIGHTS.of(object).unwrap_or_default()) {
             if let Err(problem) = weights.read(entry) {

@@ -6,17 +6,14 @@ use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use k8s_openapi::api::core::v1;
 use model::{Family, Protocol};
 
 use crate::address;
 use crate::endpoints::Reach;
 use crate::name::ServiceName;
+use crate::object;
 use crate::problem::{Problem, Problems, quoted};
 use crate::scheduling::Scheduling;
-
-/// Whoever sets this label has the Service served by another proxy of this name.
-const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
 /// The API's default and the limits of `timeoutSeconds`.
 const AFFINITY_SECONDS: NonZeroU32 = NonZeroU32::new(10_800).unwrap();
@@ -67,18 +64,18 @@ pub(crate) struct ServicePort {
 
 impl Service {
     /// Reads `object`; `None` when nothing of it is for this proxy to serve, which is a problem only if problems come with it.
-    pub(crate) fn parse(name: &ServiceName, object: &v1::Service, proxy_name: Option<&str>) -> (Option<Self>, Box<[Problem]>) {
+    pub(crate) fn parse(name: &ServiceName, object: &object::Service, proxy_name: Option<&str>) -> (Option<Self>, Box<[Problem]>) {
         let mut problems = Problems::of("Service", name);
         let service = Self::parse_into(object, proxy_name, &mut problems);
         (service, problems.finish())
     }
 
-    fn parse_into(object: &v1::Service, proxy_name: Option<&str>, problems: &mut Problems) -> Option<Self> {
+    fn parse_into(object: &object::Service, proxy_name: Option<&str>, problems: &mut Problems) -> Option<Self> {
         let spec = object.spec.as_ref()?;
         let label = |key| object.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
         let cluster_ip = spec.cluster_ip.as_deref().unwrap_or_default();
         let without_address = matches!(cluster_ip, "" | "None") || spec.type_.as_deref() == Some("ExternalName");
-        if without_address || label(PROXY_NAME_LABEL) != proxy_name {
+        if without_address || label(object::label::PROXY_NAME) != proxy_name {
             return None;
         }
         let cluster_ips = cluster_ips(spec, cluster_ip, problems);
@@ -92,7 +89,7 @@ impl Service {
             scheduling: Scheduling::parse(object, has_datagrams, affinity.is_some(), problems),
             // An object that does not say when it was made has no claim over one that does.
             created: object.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
-            dns: matches!(label("k8s-app"), Some("kube-dns" | "coredns")),
+            dns: matches!(label(object::label::APP), Some("kube-dns" | "coredns")),
             cluster_ips,
             ports,
             affinity,
@@ -123,7 +120,7 @@ impl Service {
 }
 
 /// `spec.ipFamilies` says which family each of `spec.clusterIPs` is of; where it is silent, `spec.clusterIP` speaks for itself.
-fn cluster_ips(spec: &v1::ServiceSpec, first: &str, problems: &mut Problems) -> Box<[IpAddr]> {
+fn cluster_ips(spec: &object::ServiceSpec, first: &str, problems: &mut Problems) -> Box<[IpAddr]> {
     let families = spec.ip_families.as_deref().unwrap_or_default();
     let texts = spec.cluster_ips.as_deref().unwrap_or_default();
     let mut found: Vec<IpAddr> = Vec::new();
@@ -167,7 +164,7 @@ fn cluster_ip(text: &str, family: Option<&str>) -> Result<IpAddr, String> {
     }
 }
 
-fn ports(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[ServicePort]> {
+fn ports(spec: &object::ServiceSpec, problems: &mut Problems) -> Box<[ServicePort]> {
     let objects = spec.ports.as_deref().unwrap_or_default();
     let mut ports = Vec::with_capacity(objects.len());
     let mut taken = BTreeSet::new();
@@ -211,7 +208,7 @@ pub(crate) fn protocol(name: Option<&str>, field: impl FnOnce() -> String, probl
     protocol
 }
 
-fn affinity(spec: &v1::ServiceSpec, problems: &mut Problems) -> Option<NonZeroU32> {
+fn affinity(spec: &object::ServiceSpec, problems: &mut Problems) -> Option<NonZeroU32> {
     match spec.session_affinity.as_deref() {
         None | Some("" | "None") => return None,
         Some("ClientIP") => {}
@@ -244,7 +241,7 @@ fn reach(policy: Option<&str>, field: &str, problems: &mut Problems) -> Reach {
 }
 
 /// `spec.externalTrafficPolicy` counts for Services that can be called from outside at all.
-fn external_reach(spec: &v1::ServiceSpec, problems: &mut Problems) -> Reach {
+fn external_reach(spec: &object::ServiceSpec, problems: &mut Problems) -> Reach {
     let external = match spec.type_.as_deref() {
         Some("LoadBalancer" | "NodePort") => true,
         _ => spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()),
@@ -255,7 +252,7 @@ fn external_reach(spec: &v1::ServiceSpec, problems: &mut Problems) -> Reach {
 /// These annotations leave the load balancer's addresses to the network: the second is kube-router's.
 const SKIP_LOAD_BALANCER: [&str; 2] = ["kube-ipvs.io/skip-load-balancer-ips", "kube-router.io/service.skiplbips"];
 
-fn externals(object: &v1::Service, spec: &v1::ServiceSpec, problems: &mut Problems) -> Option<Box<Externals>> {
+fn externals(object: &object::Service, spec: &object::ServiceSpec, problems: &mut Problems) -> Option<Box<Externals>> {
     let annotated = |key: &&str| object.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(*key));
     let local = spec.type_.as_deref() == Some("LoadBalancer") && spec.external_traffic_policy.as_deref() == Some("Local");
     let externals = Externals {
@@ -276,14 +273,14 @@ fn externals(object: &v1::Service, spec: &v1::ServiceSpec, problems: &mut Proble
     (externals != Externals::default()).then(|| Box::new(externals))
 }
 
-fn external_ips(spec: &v1::ServiceSpec, problems: &mut Problems) -> Box<[IpAddr]> {
+fn external_ips(spec: &object::ServiceSpec, problems: &mut Problems) -> Box<[IpAddr]> {
     let texts = spec.external_ips.as_deref().unwrap_or_default();
     let texts = texts.iter().enumerate().filter(|(_, text)| !text.trim().is_empty());
     let texts = texts.map(|(index, text)| (format!("spec.externalIPs[{index}]"), text.as_str()));
     addresses(texts, "name one that clients can call", problems)
 }
 
-fn ingress(object: &v1::Service, problems: &mut Problems) -> Box<[IpAddr]> {
+fn ingress(object: &object::Service, problems: &mut Problems) -> Box<[IpAddr]> {
     let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = status.and_then(|status| status.ingress.as_deref()).unwrap_or_default();
     // A load balancer of mode Proxy ends connections itself: callers inside the cluster must go through it (KEP-1860).
@@ -306,7 +303,7 @@ fn addresses<'a>(texts: impl Iterator<Item = (String, &'a str)>, remedy: &str, p
 }
 
 /// The networks that may call the load balancer's addresses. A range that cannot be read is left out; when none is left, nobody may.
-fn ranges(spec: &v1::ServiceSpec, problems: &mut Problems) -> Option<Box<[IpNetwork]>> {
+fn ranges(spec: &object::ServiceSpec, problems: &mut Problems) -> Option<Box<[IpNetwork]>> {
     let texts = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
     let mut ranges = Vec::new();
     let mut any = false;

@@ -4,19 +4,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::discovery::v1;
 use model::{Family, Protocol};
 
 use crate::address;
 use crate::endpoints::Hint;
 use crate::name::ServiceName;
+use crate::object::{self, EndpointSlice};
 use crate::problem::{Problem, Problems, quoted};
 use crate::service::protocol;
-
-const SERVICE_LABEL: &str = "kubernetes.io/service-name";
-
-/// Set on the slices of headless Services, which no proxy serves.
-const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 /// An EndpointSlice of a Service, reduced to what desired state follows from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,17 +48,17 @@ pub(crate) struct Endpoint {
 
 impl Slice {
     /// Which Service `object` belongs to, if any.
-    pub(crate) fn service(object: &v1::EndpointSlice) -> Option<ServiceName> {
+    pub(crate) fn service(object: &EndpointSlice) -> Option<ServiceName> {
         let labels = object.metadata.labels.as_ref()?;
-        if labels.contains_key(HEADLESS_LABEL) {
+        if labels.contains_key(object::label::HEADLESS) {
             return None;
         }
-        let service = labels.get(SERVICE_LABEL).filter(|name| !name.is_empty() && !name.contains('/'))?;
+        let service = labels.get(object::label::SERVICE).filter(|name| !name.is_empty() && !name.contains('/'))?;
         Some(ServiceName::new(object.metadata.namespace.as_deref().unwrap_or_default(), service))
     }
 
     /// Reads `object`; `None` for addresses that are not IP addresses.
-    pub(crate) fn parse(name: &ServiceName, object: &v1::EndpointSlice, node_name: &str) -> Option<Self> {
+    pub(crate) fn parse(name: &ServiceName, object: &EndpointSlice, node_name: &str) -> Option<Self> {
         let family = address::family(&object.address_type)?;
         let mut problems = Problems::of("EndpointSlice", name);
         let ports = ports(object, &mut problems);
@@ -77,7 +72,7 @@ impl Slice {
     }
 }
 
-fn ports(object: &v1::EndpointSlice, problems: &mut Problems) -> Box<[SlicePort]> {
+fn ports(object: &EndpointSlice, problems: &mut Problems) -> Box<[SlicePort]> {
     let objects = object.ports.as_deref().unwrap_or_default();
     let mut ports = Vec::with_capacity(objects.len());
     for (index, object) in objects.iter().enumerate() {
@@ -95,7 +90,7 @@ fn ports(object: &v1::EndpointSlice, problems: &mut Problems) -> Box<[SlicePort]
     ports.into()
 }
 
-fn endpoints(object: &v1::EndpointSlice, family: Family, node_name: &str, problems: &mut Problems) -> Box<[Endpoint]> {
+fn endpoints(object: &EndpointSlice, family: Family, node_name: &str, problems: &mut Problems) -> Box<[Endpoint]> {
     let objects = object.endpoints.as_deref().unwrap_or_default();
     let mut endpoints = Vec::with_capacity(objects.len());
     let mut zone_lists = BTreeMap::new();
@@ -144,7 +139,7 @@ fn endpoints(object: &v1::EndpointSlice, family: Family, node_name: &str, proble
     endpoints.into()
 }
 
-fn pod(object: &v1::Endpoint) -> Option<&str> {
+fn pod(object: &object::Endpoint) -> Option<&str> {
     let target = object.target_ref.as_ref()?;
     target.name.as_deref().filter(|_| target.kind.as_deref() == Some("Pod"))
 }

@@ -358,7 +358,7 @@ fn interfaces(value: &Value) -> Vec<InterfaceAddress> {
     interfaces.flat_map(|(name, addresses)| list(addresses).iter().map(move |entry| address(name, entry))).collect()
 }
 
-fn metadata(name: &Value) -> k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
+fn metadata(name: &Value) -> desired::object::ObjectMeta {
     let (namespace, name) = text(name).split_once('/').unwrap();
     serde_json::from_value(json!({"namespace": namespace, "name": name})).unwrap()
 }

@@ -81,6 +81,9 @@ enum Command {
         /// Use the binaries that are in the target directory as they are
         #[arg(long)]
         no_build: bool,
+        /// Boot a machine with one processor whose clock counts instructions, 1 ns each; a profiler's samples are instructions then
+        #[arg(long)]
+        icount: bool,
         /// Give up after this many seconds
         #[arg(long, value_name = "SECONDS", default_value_t = 600)]
         timeout: u64,
@@ -116,12 +119,15 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let status = std::process::Command::new(build::target_dir().join("debug/apiserver")).args(arguments).status()?;
             Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
         }
-        Command::Guest { kernel, add, no_build, timeout, command } => {
+        Command::Guest { kernel, add, no_build, icount, timeout, command } => {
             host::prepare(host::GUEST_TOOLS)?;
             if !no_build {
                 build::binaries()?;
             }
             let mut guest = Guest::new(&kernel)?;
+            if icount {
+                guest.count_instructions();
+            }
             for name in ["kube-ipvs", "probe", "demo", "apiserver"] {
                 let program = build::target_dir().join("debug").join(name);
                 if program.exists() {

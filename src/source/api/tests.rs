@@ -1,6 +1,7 @@
 //! The real client against the double, over a socket.
 
 use super::*;
+use crate::source::Object;
 use apiserver::{ApiServer, Fault, Json, Options, Received, Resource, Verb};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::mpsc;

@@ -3,8 +3,7 @@
 //! Only what the agent reads is filled in, and only what the object itself implies: nothing is allocated, so a Service without a cluster IP has none.
 
 use crate::source::Object;
-use k8s_openapi::api::core::v1::{ClientIPConfig, ServiceSpec, SessionAffinityConfig};
-use k8s_openapi::api::discovery::v1::EndpointPort;
+use desired::object::{ClientIpConfig, EndpointPort, ServiceSpec, SessionAffinityConfig};
 
 /// Three hours, the API server's default for `sessionAffinity: ClientIP`.
 const AFFINITY_SECONDS: i32 = 10_800;
@@ -51,7 +50,7 @@ fn fill_service(spec: &mut ServiceSpec) {
     }
     if spec.session_affinity.get_or_insert_with(|| "None".to_owned()) == "ClientIP" {
         let config = spec.session_affinity_config.get_or_insert_with(SessionAffinityConfig::default);
-        config.client_ip.get_or_insert_with(ClientIPConfig::default).timeout_seconds.get_or_insert(AFFINITY_SECONDS);
+        config.client_ip.get_or_insert_with(ClientIpConfig::default).timeout_seconds.get_or_insert(AFFINITY_SECONDS);
     }
     if service_type != "ExternalName" {
         spec.internal_traffic_policy.get_or_insert_with(|| "Cluster".to_owned());

@@ -2,8 +2,7 @@
 
 use super::defaults;
 use crate::source::Object;
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use desired::object::{EndpointSlice, Node, Service};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;

@@ -60,7 +60,7 @@ fn said(events: Vec<Event>) -> Vec<String> {
         .collect()
 }
 
-fn service(events: &[Event]) -> &k8s_openapi::api::core::v1::Service {
+fn service(events: &[Event]) -> &desired::object::Service {
     let found = events.iter().find_map(|event| match event {
         Event::Applied(Object::Service(service)) => Some(service),
         _ => None,

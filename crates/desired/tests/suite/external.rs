@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use desired::{Config, DetectLocal, Kind, Listener, NodePortAddresses, OccupiedNodePorts, PortRange};
-use k8s_openapi::api::core::v1;
 use model::{Family, Protocol};
 use serde_json::{Value, json};
 
@@ -75,7 +74,7 @@ fn d5_a_change_of_another_node_touches_just_the_services_that_claim_its_addresse
     node_1.apply(&[web(&["172.18.0.12"], "10.245.2.9"), other]);
     let touched = |node_1: &mut Node, value: Value| {
         let before = node_1.index.is_dirty();
-        node_1.index.apply_node(&object::<v1::Node>(value));
+        node_1.index.apply_node(&object::<desired::object::Node>(value));
         assert!(!before);
         node_1.index.take_dirty().iter().map(ToString::to_string).collect::<Vec<_>>()
     };

@@ -7,6 +7,7 @@ mod conflicts;
 mod defects;
 mod external;
 mod incremental;
+mod objects;
 mod scheduling;
 mod selection;
 mod snapshots;
