@@ -31,6 +31,10 @@ use crate::status::Names;
 /// The shortest wait before the kernel is observed again after a failure or a disturbance.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// For how long what was observed at the start is good enough for the first pass. Lists take longer only where an API server is in trouble, and
+/// then there may have been others at work.
+const ADOPTED: Duration = Duration::from_secs(10);
+
 /// What shapes the reconciler's work.
 pub(crate) struct Settings {
     pub(crate) config: Config,
@@ -63,6 +67,7 @@ pub(crate) fn spawn(kernel: Kernel, settings: Settings, mailbox: Mailbox, news: 
         kernel,
         rules: BTreeMap::new(),
         observed: None,
+        observed_at: Instant::now(),
         prepared: false,
         complete: false,
         refused: Refusals::default(),
@@ -90,6 +95,8 @@ struct Reconciler {
     rules: BTreeMap<Family, Rules>,
     /// What the kernel holds, as far as it is known; `None` when only an observation can tell.
     observed: Option<State>,
+    /// When that was observed as a whole; what has been done since is taken into account.
+    observed_at: Instant,
     /// Whether sets and packet rules have been made ready for the first virtual server.
     prepared: bool,
     /// Whether everything that exists has been listed.
@@ -106,6 +113,8 @@ struct Reconciler {
 
 impl Reconciler {
     fn run(mut self, mailbox: &Mailbox) {
+        // While the API server's lists are on their way.
+        self.adopt();
         loop {
             let due = self.drains.next_check().map_or(self.next_audit, |check| check.min(self.next_audit));
             match mailbox.take(due.saturating_duration_since(Instant::now())) {
@@ -130,7 +139,9 @@ impl Reconciler {
             // Whoever asked may have gone.
             let _ = ask.send(self.names());
         }
-        let adopted = self.observed.is_none() && !self.complete && self.adopt();
+        if self.observed.is_none() && !self.complete {
+            self.adopt();
+        }
         let mut scope = Scope::default();
         let mut rules = false;
         if let Some(NodeSettings { rules: desired, sources }) = letter.node {
@@ -142,12 +153,17 @@ impl Reconciler {
         }
         scope.extend(self.merge(letter.urgent));
         self.change(&scope, rules);
-        let scope = self.merge(letter.services);
-        self.news.post(Origin::Others, self.ledger.take_problems());
         if letter.complete && !self.complete {
+            for (service, fragment) in letter.services {
+                // Everything is in the scope of what comes.
+                self.ledger.set(&service, fragment);
+            }
+            self.news.post(Origin::Others, self.ledger.take_problems());
             self.complete = true;
-            self.first_pass(adopted);
+            self.first_pass();
         } else {
+            let scope = self.merge(letter.services);
+            self.news.post(Origin::Others, self.ledger.take_problems());
             self.change(&scope, false);
         }
         if letter.disturbed {
@@ -220,19 +236,16 @@ impl Reconciler {
         }
     }
 
-    /// Observes the kernel for the first time, and takes over what an earlier run has left there. Says whether it could.
-    fn adopt(&mut self) -> bool {
+    /// Observes the kernel for the first time, and takes over what an earlier run has left there.
+    fn adopt(&mut self) {
         let begun = Instant::now();
         match self.kernel.observe() {
             Ok(observed) => {
                 self.ledger.adopt(&observed);
                 self.observed = Some(observed);
-                true
+                self.observed_at = begun;
             }
-            Err(error) => {
-                self.failed(Pass::Start, begun, &error);
-                false
-            }
+            Err(error) => self.failed(Pass::Start, begun, &error),
         }
     }
 
@@ -288,10 +301,11 @@ impl Reconciler {
         }
     }
 
-    /// The pass over everything at the start. What was `adopted` for the same letter has been kept in line with what was done since, and is
-    /// not read a second time: on a full kernel that is most of a restart.
-    fn first_pass(&mut self, adopted: bool) {
-        match self.observed.take().filter(|_| adopted) {
+    /// The pass over everything at the start. What was adopted a moment ago has been kept in line with what was done since, and is not read a
+    /// second time: on a full kernel that is most of a restart.
+    fn first_pass(&mut self) {
+        let fresh = self.observed_at.elapsed() < ADOPTED;
+        match self.observed.take().filter(|_| fresh) {
             Some(observed) => self.pass_over(Pass::Start, observed, Instant::now()),
             None => self.pass(Pass::Start),
         }
@@ -421,8 +435,10 @@ impl Reconciler {
 
     /// Remembers and reports what was refused, and forgets what was refused before of what this plan was about.
     fn note(&mut self, plan: &Plan, report: &Report) {
-        for key in plan.steps().filter_map(Step::virtual_server) {
-            self.refused.forget(key);
+        if !self.refused.is_empty() {
+            for key in plan.steps().filter_map(Step::virtual_server) {
+                self.refused.forget(key);
+            }
         }
         for Failure { step, error } in &report.failures {
             let key = step.virtual_server();

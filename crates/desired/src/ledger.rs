@@ -34,7 +34,7 @@ pub struct Ledger {
     /// The Services whose [problems](Self::take_problems) may have changed.
     touched: BTreeSet<ServiceName>,
     /// How many want it.
-    members: BTreeMap<(Set, Member), u32>,
+    members: BTreeMap<Set, BTreeMap<Member, u32>>,
     /// How many want it.
     vips: BTreeMap<IpAddr, u32>,
     sets: BTreeMap<Set, Size>,
@@ -197,7 +197,9 @@ impl Ledger {
     pub fn desired(&self, scope: &Scope) -> State {
         let set = |(set, members): (&Set, &BTreeSet<Member>)| {
             let capacity = self.sets.get(set)?.capacity;
-            let members = members.iter().filter(|member| self.members.contains_key(&(*set, **member))).copied().collect();
+            let wanted = self.members.get(set);
+            let members =
+                members.iter().filter(|member| wanted.is_some_and(|wanted| wanted.contains_key(member))).copied().collect();
             Some((*set, SetState { capacity, members }))
         };
         State {
@@ -216,16 +218,10 @@ impl Ledger {
     /// The whole desired state, packet rules left out. Every set of the enabled families is in it, be it empty.
     #[must_use]
     pub fn complete(&self) -> State {
-        let mut sets: BTreeMap<_, _> =
-            self.sets.iter().map(|(set, size)| (*set, SetState { capacity: size.capacity, members: BTreeSet::new() })).collect();
-        for (set, member) in self.members.keys() {
-            if let Some(state) = sets.get_mut(set) {
-                state.members.insert(*member);
-            }
-        }
+        let set = |(set, size): (&Set, &Size)| (*set, SetState { capacity: size.capacity, members: self.members(*set).collect() });
         State {
             rules: BTreeMap::new(),
-            sets,
+            sets: self.sets.iter().map(set).collect(),
             virtual_servers: self.keys().filter_map(|key| Some((key, self.virtual_server(&key)?))).collect(),
             vips: self.vips.keys().map(|vip| (Vip::new(*vip, self.via), self.source(*vip))).collect(),
         }
@@ -246,13 +242,7 @@ impl Ledger {
 
     /// All members that `set` is to have.
     pub fn members(&self, set: Set) -> impl Iterator<Item = Member> {
-        // The least of all members: layouts are ordered as they are declared, and addresses by family first.
-        let first = Member::Ip(std::net::Ipv4Addr::UNSPECIFIED.into());
-        self.members
-            .range((set, first)..)
-            .map(|((of, member), _)| (*of, *member))
-            .take_while(move |(of, _)| *of == set)
-            .map(|(_, member)| member)
+        self.members.get(&set).into_iter().flat_map(BTreeMap::keys).copied()
     }
 
     /// Who is behind the virtual server `key`.
@@ -489,7 +479,7 @@ impl Ledger {
     }
 
     fn acquire(&mut self, (set, member): (Set, Member), scope: &mut Scope) {
-        let count = self.members.entry((set, member)).or_default();
+        let count = self.members.entry(set).or_default().entry(member).or_default();
         *count += 1;
         if *count == 1 {
             scope.members.entry(set).or_default().insert(member);
@@ -498,10 +488,11 @@ impl Ledger {
     }
 
     fn release(&mut self, (set, member): (Set, Member), scope: &mut Scope) {
-        let Some(count) = self.members.get_mut(&(set, member)) else { return };
+        let Some(members) = self.members.get_mut(&set) else { return };
+        let Some(count) = members.get_mut(&member) else { return };
         *count -= 1;
         if *count == 0 {
-            self.members.remove(&(set, member));
+            members.remove(&member);
             scope.members.entry(set).or_default().insert(member);
             self.sets.entry(set).or_default().members -= 1;
         }

@@ -10,8 +10,8 @@ use model::{
 };
 use neli::consts::socket::NlFamily;
 use plan::Step;
-use wire::genl;
-use wire::ipvs::{FAMILY, Ipvs as Codec, Service, parse_dest, parse_info, parse_service};
+use wire::ipvs::{Dest, FAMILY, Ipvs as Codec, Service, parse_dest, parse_info, parse_service};
+use wire::{Malformed, genl};
 
 use crate::apply::step_at;
 use crate::pipeline::{Outcome, Pipeline};
@@ -83,14 +83,12 @@ impl Ipvs {
 
     /// All virtual servers with their real servers. Those that the model has no words for are left out; they are not ours.
     pub(crate) fn observe(&mut self) -> Result<BTreeMap<VirtualServerKey, VirtualServer>, Error> {
-        let services = self.services()?;
-        let mut virtual_servers = BTreeMap::new();
-        for Service { key, config, .. } in services {
-            let dests = self.dests(&key)?;
-            let real_servers = dests.into_iter().map(|dest| (dest.key, dest.server)).collect();
-            virtual_servers.insert(key, VirtualServer { config, real_servers });
-        }
-        Ok(virtual_servers)
+        let virtual_servers = self.services(|service| Ok((service.key, service.config)))?;
+        let with_servers = virtual_servers.into_iter().map(|(key, config)| {
+            let real_servers = self.dests(&key, |dest| (dest.key, dest.server))?;
+            Ok((key, VirtualServer { config, real_servers: real_servers.into_iter().collect() }))
+        });
+        with_servers.collect()
     }
 
     /// The whole table with its counters.
@@ -104,10 +102,9 @@ impl Ipvs {
         let info = info.ok_or_else(|| Error::malformed("reading the IPVS version", "nothing"))?;
         let (major, minor, patch) = info.version;
         let mut virtual_servers = Vec::new();
-        for Service { key, config, traffic } in self.services()? {
-            let mut dests = self.dests(&key)?;
-            dests.sort_unstable_by_key(|dest| dest.key);
-            let real_servers = dests.into_iter().map(|dest| (dest.key, dest.server, dest.connections)).collect();
+        for (key, config, traffic) in self.services(|service| Ok((service.key, service.config, service.statistics.traffic()?)))? {
+            let mut real_servers = self.dests(&key, |dest| (dest.key, dest.server, dest.connections))?;
+            real_servers.sort_unstable_by_key(|(real, ..)| *real);
             virtual_servers.push(Listing { key, config, traffic, real_servers });
         }
         virtual_servers.sort_unstable_by_key(|listing| listing.key);
@@ -120,28 +117,30 @@ impl Ipvs {
 
     /// The connections of each real server of `service`.
     pub(crate) fn connections(&mut self, service: &VirtualServerKey) -> Result<BTreeMap<RealServerKey, RealServerCounters>, Error> {
-        Ok(self.dests(service)?.into_iter().map(|dest| (dest.key, dest.connections)).collect())
+        Ok(self.dests(service, |dest| (dest.key, dest.connections))?.into_iter().collect())
     }
 
-    fn services(&mut self) -> Result<Vec<Service>, Error> {
+    /// What `read` takes of each virtual server, in the kernel's order.
+    fn services<T>(&mut self, read: impl Fn(Service<'_>) -> Result<T, Malformed>) -> Result<Vec<T>, Error> {
         let codec = self.codec;
         self.socket.dump(
             "listing virtual servers",
             |batch, seq| codec.get_services(batch, seq),
-            |services: &mut Vec<Service>, _, payload| {
-                services.extend(parse_service(payload)?.known());
+            |services: &mut Vec<T>, _, payload| {
+                services.extend(parse_service(payload)?.known().map(&read).transpose()?);
                 Ok(())
             },
         )
     }
 
-    fn dests(&mut self, service: &VirtualServerKey) -> Result<Vec<wire::ipvs::Dest>, Error> {
+    /// What `read` takes of each real server of `service`, in the kernel's order.
+    fn dests<T>(&mut self, service: &VirtualServerKey, read: impl Fn(Dest<'_>) -> T) -> Result<Vec<T>, Error> {
         let codec = self.codec;
         self.dests.dump(
             "listing real servers",
             |batch, seq| codec.get_dests(batch, seq, service),
-            |dests: &mut Vec<wire::ipvs::Dest>, _, payload| {
-                dests.extend(parse_dest(payload, service.family())?.known());
+            |dests: &mut Vec<T>, _, payload| {
+                dests.extend(parse_dest(payload, service.family())?.known().map(&read));
                 Ok(())
             },
         )

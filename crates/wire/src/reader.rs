@@ -184,23 +184,29 @@ impl<'a> Iterator for Attributes<'a> {
         }
         let owner = self.owner;
         let bytes = std::mem::take(&mut self.rest);
-        let Some((len, kind)) =
-            split(bytes).and_then(|(len, rest)| Some((u16::from_ne_bytes(len), u16::from_ne_bytes(array(rest)?))))
-        else {
-            return Some(Err(Malformed::new(format!("{} stray bytes after the attributes of {owner}", bytes.len()))));
+        let Some(&[len_low, len_high, kind_low, kind_high]) = bytes.first_chunk::<ATTRIBUTE_HEADER>() else {
+            return Some(Err(stray_bytes(bytes.len(), owner)));
         };
-        let len = usize::from(len);
-        let kind = kind & KIND_MASK;
+        let len = usize::from(u16::from_ne_bytes([len_low, len_high]));
+        let kind = u16::from_ne_bytes([kind_low, kind_high]) & KIND_MASK;
         let Some(value) = bytes.get(ATTRIBUTE_HEADER..len) else {
-            let have = bytes.len();
-            return Some(Err(Malformed::new(format!(
-                "attribute {kind} of {owner} says that it has {len} bytes, and {have} are there"
-            ))));
+            return Some(Err(wrong_attribute_length(kind, owner, len, bytes.len())));
         };
         // The last attribute may come without its padding.
         self.rest = bytes.get(len.next_multiple_of(ALIGN)..).unwrap_or_default();
         Some(Ok(Attribute { kind, value, owner }))
     }
+}
+
+// Apart from the loop that they end, which is run for every number the kernel says.
+#[cold]
+fn stray_bytes(count: usize, owner: &str) -> Malformed {
+    Malformed::new(format!("{count} stray bytes after the attributes of {owner}"))
+}
+
+#[cold]
+fn wrong_attribute_length(kind: u16, owner: &str, len: usize, have: usize) -> Malformed {
+    Malformed::new(format!("attribute {kind} of {owner} says that it has {len} bytes, and {have} are there"))
 }
 
 /// One attribute.
@@ -294,6 +300,7 @@ impl<'a> Attribute<'a> {
         array(self.value).ok_or_else(|| self.wrong_length(N))
     }
 
+    #[cold]
     fn wrong_length(&self, wanted: usize) -> Malformed {
         let Self { kind, value, owner } = self;
         Malformed::new(format!("attribute {kind} of {owner} has {} bytes where {wanted} are needed", value.len()))

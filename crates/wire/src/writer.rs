@@ -9,6 +9,8 @@ const NESTED: u16 = 1 << 15;
 const NET_BYTEORDER: u16 = 1 << 14;
 /// Both netlink messages and attributes start at multiples of this (`NLMSG_ALIGNTO`, `NLA_ALIGNTO`).
 const ALIGN: usize = 4;
+/// The length of `struct nlattr`, which an attribute's own length includes.
+const ATTRIBUTE_HEADER: u16 = 4;
 /// Where `nlmsg_flags` is in a message header.
 const FLAGS_OFFSET: usize = 6;
 
@@ -39,11 +41,8 @@ impl Batch {
     /// When an attribute is longer than its 16-bit length can say. The batch is then as it was before.
     pub fn message(&mut self, kind: u16, flags: u16, seq: u32, write: impl FnOnce(&mut Writer<'_>)) -> Result<(), Malformed> {
         let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[0; 4]);
-        self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(&flags.to_ne_bytes());
-        self.bytes.extend_from_slice(&seq.to_ne_bytes());
-        self.bytes.extend_from_slice(&[0; 4]);
+        let ([k1, k2], [f1, f2], [s1, s2, s3, s4]) = (kind.to_ne_bytes(), flags.to_ne_bytes(), seq.to_ne_bytes());
+        self.bytes.extend_from_slice(&[0, 0, 0, 0, k1, k2, f1, f2, s1, s2, s3, s4, 0, 0, 0, 0]);
         let mut writer = Writer::new(&mut self.bytes);
         write(&mut writer);
         let written = writer.finish();
@@ -140,27 +139,29 @@ impl<'a> Writer<'a> {
 
     /// An attribute with a number of 8 bits.
     pub fn u8(&mut self, kind: u16, value: u8) {
-        self.bytes(kind, &[value]);
+        self.short(kind, 1, [value, 0, 0, 0]);
     }
 
     /// An attribute with a number of 16 bits in the host's byte order.
     pub fn u16(&mut self, kind: u16, value: u16) {
-        self.bytes(kind, &value.to_ne_bytes());
+        let [a, b] = value.to_ne_bytes();
+        self.short(kind, 2, [a, b, 0, 0]);
     }
 
     /// An attribute with a number of 32 bits in the host's byte order.
     pub fn u32(&mut self, kind: u16, value: u32) {
-        self.bytes(kind, &value.to_ne_bytes());
+        self.short(kind, 4, value.to_ne_bytes());
     }
 
     /// An attribute with a number of 16 bits in network byte order, marked so.
     pub fn u16_network(&mut self, kind: u16, value: u16) {
-        self.bytes_network(kind, &value.to_be_bytes());
+        let [a, b] = value.to_be_bytes();
+        self.short(kind | NET_BYTEORDER, 2, [a, b, 0, 0]);
     }
 
     /// An attribute with a number of 32 bits in network byte order, marked so.
     pub fn u32_network(&mut self, kind: u16, value: u32) {
-        self.bytes_network(kind, &value.to_be_bytes());
+        self.short(kind | NET_BYTEORDER, 4, value.to_be_bytes());
     }
 
     /// An attribute with bytes in network byte order, marked so.
@@ -183,10 +184,19 @@ impl<'a> Writer<'a> {
         self.close(start, kind);
     }
 
+    /// An attribute whose value is the first `len` of 4 bytes, the others being its padding. Most of what is said to the kernel is numbers, so
+    /// these are written in one go.
+    fn short(&mut self, kind: u16, len: u16, value: [u8; ALIGN]) {
+        let [len_low, len_high] = (ATTRIBUTE_HEADER + len).to_ne_bytes();
+        let [kind_low, kind_high] = kind.to_ne_bytes();
+        let [a, b, c, d] = value;
+        self.bytes.extend_from_slice(&[len_low, len_high, kind_low, kind_high, a, b, c, d]);
+    }
+
     fn open(&mut self, kind: u16) -> usize {
         let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[0; 2]);
-        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        let [kind_low, kind_high] = kind.to_ne_bytes();
+        self.bytes.extend_from_slice(&[0, 0, kind_low, kind_high]);
         start
     }
 
@@ -205,7 +215,10 @@ impl<'a> Writer<'a> {
     }
 
     fn pad(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(ALIGN), 0);
+        let padding = self.bytes.len().next_multiple_of(ALIGN) - self.bytes.len();
+        if padding > 0 {
+            self.bytes.extend(std::iter::repeat_n(0, padding));
+        }
     }
 }
 

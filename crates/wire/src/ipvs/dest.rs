@@ -1,11 +1,11 @@
 //! Dests: the kernel's word for real servers.
 
-use model::{Family, ForwardingMethod, RealServer, RealServerCounters, RealServerKey, TrafficCounters, VirtualServerKey};
+use model::{Family, ForwardingMethod, RealServer, RealServerCounters, RealServerKey, VirtualServerKey};
 
 use super::service::{union_address, write_key};
 use super::{
     IPVS_CMD_ATTR_DEST, IPVS_CMD_ATTR_SERVICE, IPVS_CMD_DEL_DEST, IPVS_CMD_GET_DEST, IPVS_CMD_NEW_DEST, IPVS_CMD_SET_DEST, Ipvs,
-    object, parse_traffic,
+    Statistics, object,
 };
 use crate::address::{family_from_number, family_number, read_address};
 use crate::flags::NLM_F_DUMP;
@@ -30,7 +30,7 @@ const OWNER: &str = "an IPVS dest";
 
 /// A dest as the kernel lists it. Which service it is of, only the request knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Dest {
+pub struct Dest<'a> {
     /// What makes it itself.
     pub key: RealServerKey,
     /// Its settings.
@@ -38,7 +38,7 @@ pub struct Dest {
     /// Its connections.
     pub connections: RealServerCounters,
     /// What it has seen.
-    pub traffic: TrafficCounters,
+    pub statistics: Statistics<'a>,
 }
 
 impl Ipvs {
@@ -132,7 +132,7 @@ fn write_server(dest: &mut Writer<'_>, server: &RealServer) {
 ///
 /// # Errors
 /// When it is malformed or has no key. A dest the model has no words for is no error.
-pub fn parse_dest(payload: &[u8], service: Family) -> Result<Decoded<Dest>, Malformed> {
+pub fn parse_dest(payload: &[u8], service: Family) -> Result<Decoded<Dest<'_>>, Malformed> {
     let parts = Parts::read(payload)?;
     let family = parts.family.unwrap_or_else(|| family_number(service).into());
     let Some(family) = family_from_number(family) else {
@@ -152,8 +152,8 @@ pub fn parse_dest(payload: &[u8], service: Family) -> Result<Decoded<Dest>, Malf
         upper_threshold: parts.upper_threshold,
         lower_threshold: parts.lower_threshold,
     };
-    let traffic = parts.stats64.or(parts.stats).as_ref().map(parse_traffic).transpose()?.unwrap_or_default();
-    Ok(Decoded::Known(Dest { key, server, connections: parts.connections, traffic }))
+    let statistics = Statistics(parts.stats64.or(parts.stats));
+    Ok(Decoded::Known(Dest { key, server, connections: parts.connections, statistics }))
 }
 
 /// The attributes of a dest that mean something here.

@@ -185,19 +185,30 @@ fn object<'a>(payload: &'a [u8], kind: u16, owner: &'static str) -> Result<Attri
     required(object, owner, "its attributes")
 }
 
-/// Reads STATS, whose packet counts have 32 bits, or STATS64, where all counts have 64.
-fn parse_traffic(stats: &Attribute<'_>) -> Result<TrafficCounters, Malformed> {
-    let mut traffic = TrafficCounters::default();
-    for attribute in stats.nested("IPVS statistics") {
-        let attribute = attribute?;
-        match attribute.kind {
-            IPVS_STATS_ATTR_CONNS => traffic.connections = attribute.counter()?,
-            IPVS_STATS_ATTR_INPKTS => traffic.packets_in = attribute.counter()?,
-            IPVS_STATS_ATTR_OUTPKTS => traffic.packets_out = attribute.counter()?,
-            IPVS_STATS_ATTR_INBYTES => traffic.bytes_in = attribute.counter()?,
-            IPVS_STATS_ATTR_OUTBYTES => traffic.bytes_out = attribute.counter()?,
-            _ => {}
+/// What a service or dest has seen, still in the kernel's words: most readers want the settings alone, and the counters are the larger part.
+///
+/// STATS, whose packet counts have 32 bits, or STATS64, where all counts have 64.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Statistics<'a>(Option<Attribute<'a>>);
+
+impl Statistics<'_> {
+    /// Reads the counters; a kernel that sends none has counted nothing.
+    ///
+    /// # Errors
+    /// When they are malformed.
+    pub fn traffic(&self) -> Result<TrafficCounters, Malformed> {
+        let mut traffic = TrafficCounters::default();
+        for attribute in self.0.iter().flat_map(|stats| stats.nested("IPVS statistics")) {
+            let attribute = attribute?;
+            match attribute.kind {
+                IPVS_STATS_ATTR_CONNS => traffic.connections = attribute.counter()?,
+                IPVS_STATS_ATTR_INPKTS => traffic.packets_in = attribute.counter()?,
+                IPVS_STATS_ATTR_OUTPKTS => traffic.packets_out = attribute.counter()?,
+                IPVS_STATS_ATTR_INBYTES => traffic.bytes_in = attribute.counter()?,
+                IPVS_STATS_ATTR_OUTBYTES => traffic.bytes_out = attribute.counter()?,
+                _ => {}
+            }
         }
+        Ok(traffic)
     }
-    Ok(traffic)
 }

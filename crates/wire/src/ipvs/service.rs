@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
-use model::{Family, Flags, Protocol, Scheduler, TrafficCounters, VirtualServerConfig, VirtualServerKey};
+use model::{Family, Flags, Protocol, Scheduler, VirtualServerConfig, VirtualServerKey};
 
 use super::{
-    IPVS_CMD_ATTR_SERVICE, IPVS_CMD_DEL_SERVICE, IPVS_CMD_GET_SERVICE, IPVS_CMD_NEW_SERVICE, IPVS_CMD_SET_SERVICE, Ipvs, object,
-    parse_traffic,
+    IPVS_CMD_ATTR_SERVICE, IPVS_CMD_DEL_SERVICE, IPVS_CMD_GET_SERVICE, IPVS_CMD_NEW_SERVICE, IPVS_CMD_SET_SERVICE, Ipvs,
+    Statistics, object,
 };
 use crate::address::{family_from_number, family_number, read_address};
 use crate::flags::NLM_F_DUMP;
@@ -34,13 +34,13 @@ const OWNER: &str = "an IPVS service";
 
 /// A service as the kernel lists it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Service {
+pub struct Service<'a> {
     /// What makes it itself.
     pub key: VirtualServerKey,
     /// Its settings.
     pub config: VirtualServerConfig,
     /// What it has seen.
-    pub traffic: TrafficCounters,
+    pub statistics: Statistics<'a>,
 }
 
 impl Ipvs {
@@ -180,7 +180,7 @@ pub(super) fn union_address(address: IpAddr) -> [u8; 16] {
 ///
 /// # Errors
 /// When it is malformed or has no key. A service the model has no words for is no error.
-pub fn parse_service(payload: &[u8]) -> Result<Decoded<Service>, Malformed> {
+pub fn parse_service(payload: &[u8]) -> Result<Decoded<Service<'_>>, Malformed> {
     let parts = Parts::read(payload)?;
     let family = required(parts.family, OWNER, "an address family")?;
     let Some(family) = family_from_number(family) else {
@@ -214,8 +214,7 @@ pub fn parse_service(payload: &[u8]) -> Result<Decoded<Service>, Malformed> {
         persistence: NonZeroU32::new(timeout).filter(|_| flags & PERSISTENT != 0),
         granularity,
     };
-    let traffic = parts.stats64.or(parts.stats).as_ref().map(parse_traffic).transpose()?.unwrap_or_default();
-    Ok(Decoded::Known(Service { key, config, traffic }))
+    Ok(Decoded::Known(Service { key, config, statistics: Statistics(parts.stats64.or(parts.stats)) }))
 }
 
 /// The attributes of a service that mean something here.

@@ -254,9 +254,9 @@ fn listed_services_and_dests_are_what_ipvsadm_printed() {
         ]
     );
     let traffic = TrafficCounters { connections: 1, packets_in: 4, packets_out: 4, bytes_in: 216, bytes_out: 222 };
-    assert_eq!((services[1].traffic, dests[3].traffic), (traffic, traffic));
+    assert_eq!((services[1].statistics.traffic().unwrap(), dests[3].statistics.traffic().unwrap()), (traffic, traffic));
     assert_eq!(dests[3].connections, RealServerCounters { active: 0, inactive: 1, persistent: 1 });
-    assert_eq!(services[0].traffic, TrafficCounters::default());
+    assert_eq!(services[0].statistics.traffic().unwrap(), TrafficCounters::default());
     assert!(received.iter().all(|message| !message.is_interrupted()));
     let ends = received.iter().filter(|message| message.body == Body::Done { errno: 0, text: None }).count();
     assert_eq!(ends, 1 + services.len(), "one list of services and one of dests each");
