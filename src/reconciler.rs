@@ -225,7 +225,7 @@ impl Reconciler {
         let held = observed.restricted_to(&scope);
         let mut staying = held.clone();
         for (key, server) in &mut staying.virtual_servers {
-            server.real_servers.retain(|real, _| gone.get(key).is_none_or(|gone| !gone.contains(real)));
+            server.real_servers.retain(|real| gone.get(key).is_none_or(|gone| !gone.contains(real)));
         }
         let mut desired = self.ledger.desired(&scope);
         self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
@@ -314,6 +314,8 @@ impl Reconciler {
     /// A pass over everything.
     fn pass(&mut self, pass: Pass) {
         let begun = Instant::now();
+        // What was remembered is worth nothing beside what is read now, and would take as much memory once more.
+        self.observed = None;
         match self.kernel.observe() {
             Ok(observed) => self.pass_over(pass, observed, begun),
             Err(error) => {
@@ -334,6 +336,8 @@ impl Reconciler {
         self.drains.keep_leaving(&mut desired, &observed, |key| self.ledger.frontend(key), begun);
         let ownership = Ownership::Node { excluded: &self.settings.excluded };
         let plan = plan(&desired, &observed, &ownership).in_order(self.order, &desired);
+        // What is remembered of the kernel grows by what is done now, into the memory that this takes.
+        drop(desired);
         self.observed = Some(observed);
         if pass == Pass::Audit {
             for (stage, steps) in plan.stages() {

@@ -13,6 +13,9 @@ pub(crate) struct Double(ApiServer);
 impl Double {
     /// Starts one that holds these objects, and no history.
     pub(crate) fn start(objects: impl Iterator<Item = Json>) -> Result<Self> {
+        // Lists come in pages: then "the last page" has been received when it has been sent. Of a streaming list megabytes may still be on their
+        // way when the double is done with it.
+        let options = Options { streaming_lists: false, ..Options::default() };
         let (sender, receiver) = mpsc::channel();
         let serve = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -22,7 +25,7 @@ impl Double {
             };
             runtime.block_on(async move {
                 // Whoever asked has gone when this cannot be said, and with it the process.
-                let _ = sender.send(ApiServer::start(Options::default()).await);
+                let _ = sender.send(ApiServer::start(options).await);
                 std::future::pending::<()>().await;
             });
         };
@@ -42,6 +45,15 @@ impl Double {
 
     pub(crate) fn apply(&self, object: Json) -> Result<()> {
         self.0.apply(object).map_err(|error| anyhow::anyhow!("the API server double refuses an object: {error}"))
+    }
+
+    /// Writes all of `objects`, and tells the agent of them at once. Returns when that began.
+    pub(crate) fn apply_at_once(&self, objects: impl IntoIterator<Item = Json>) -> Result<SystemTime> {
+        self.0.hold();
+        let applied = objects.into_iter().try_for_each(|object| self.apply(object));
+        let begun = SystemTime::now();
+        self.0.release();
+        applied.map(|()| begun)
     }
 
     pub(crate) fn delete(&self, resource: Resource, namespace: &str, name: &str) -> Result<()> {

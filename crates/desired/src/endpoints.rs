@@ -85,7 +85,7 @@ pub(crate) fn of_port<'a>(
                     node_hint: endpoint.node_hint,
                     zone_hint: Hint::of(endpoint.zones.iter().flat_map(|zones| zones.iter()).map(|zone| &**zone), zone),
                     weight: weights
-                        .map_or(1, |weights| weights.of(endpoint.address, endpoint.pod.as_deref(), endpoint.node.as_deref())),
+                        .map_or(1, |weights| weights.of(endpoint.address, slice.pod(endpoint), endpoint.node.as_deref())),
                 };
                 candidates
                     .entry(RealServerKey::new(endpoint.address, number))

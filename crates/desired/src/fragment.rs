@@ -6,7 +6,10 @@ use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use model::{Family, Member, Protocol, RealServer, RealServerKey, Role, Set, VirtualServer, VirtualServerConfig, VirtualServerKey};
+use model::{
+    Family, Member, Protocol, RealServer, RealServerKey, RealServers, Role, Set, VirtualServer, VirtualServerConfig,
+    VirtualServerKey,
+};
 
 use crate::config::{Config, OccupiedNodePorts};
 use crate::endpoints::{self, Candidate, Reach};
@@ -425,7 +428,7 @@ impl Fragment {
 
 impl Pool {
     fn virtual_server(&self) -> VirtualServer {
-        let mut real_servers: BTreeMap<_, _> = self.real_servers.iter().map(|key| (*key, RealServer::default())).collect();
+        let mut real_servers: RealServers = self.real_servers.iter().map(|key| (*key, RealServer::default())).collect();
         for (key, weight) in &self.weights {
             if let Some(server) = real_servers.get_mut(key) {
                 server.weight = u32::from(*weight);

@@ -12,7 +12,7 @@ use crate::facts::{self, InterfaceAddress, NodeFacts, is_ipv6_link_local};
 use crate::fragment::{Fragment, Surroundings};
 use crate::listeners::{Listener, Listeners};
 use crate::machines::{self, Footprint, Machines};
-use crate::name::ServiceName;
+use crate::name::{Names, ServiceName};
 use crate::object::{self, EndpointSlice, Node, ObjectMeta};
 use crate::problem::{Problem, Problems};
 use crate::service::Service;
@@ -44,6 +44,8 @@ pub struct Index {
     machines: Machines,
     listeners: Listeners,
     entries: BTreeMap<ServiceName, Entry>,
+    /// The names of nodes and ports.
+    names: Names,
     /// Which Service a slice was last seen to belong to.
     slices: BTreeMap<SliceName, ServiceName>,
     /// Services that depend on the node's addresses.
@@ -111,6 +113,7 @@ impl Index {
             node_port_addresses: Vec::new(),
             own_addresses: BTreeSet::new(),
             entries: BTreeMap::new(),
+            names: Names::default(),
             slices: BTreeMap::new(),
             on_addresses: BTreeSet::new(),
             with_zone_hints: BTreeSet::new(),
@@ -132,7 +135,7 @@ impl Index {
     /// When the object has no name to know it by.
     pub fn apply_service(&mut self, object: &object::Service) -> Result<(), Problem> {
         let name = ServiceName::of(SERVICE, &object.metadata)?;
-        let (service, problems) = Service::parse(&name, object, self.config.proxy_name.as_deref());
+        let (service, problems) = Service::parse(&name, object, self.config.proxy_name.as_deref(), &mut self.names);
         let name = self.known(name);
         if let Some(listed) = &mut self.listed_services {
             listed.insert(name.clone());
@@ -154,8 +157,8 @@ impl Index {
     /// When the object has no name to know it by.
     pub fn apply_slice(&mut self, object: &EndpointSlice) -> Result<(), Problem> {
         let name = SliceName::of(ENDPOINT_SLICE, &object.metadata)?;
-        let slice =
-            Slice::service(object).and_then(|service| Some((service, Slice::parse(&name, object, &self.config.node_name)?)));
+        let slice = Slice::service(object)
+            .and_then(|service| Some((service, Slice::parse(&name, object, &self.config.node_name, &mut self.names)?)));
         let Some((service, slice)) = slice else {
             self.remove_slice(&name);
             return Ok(());

@@ -1,6 +1,7 @@
-//! Names of Services and EndpointSlices, one allocation each.
+//! Names of objects, one allocation each.
 
 use std::borrow::Borrow;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -84,6 +85,37 @@ impl fmt::Debug for ServiceName {
     }
 }
 
+/// A name that many objects refer to.
+pub(crate) type Name = Arc<str>;
+
+/// Shares the names that many objects refer to: thousands of slices name the same few nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    known: BTreeSet<Name>,
+    /// At how many names those that nobody refers to any more are forgotten.
+    limit: usize,
+}
+
+impl Names {
+    /// `name`, sharing the text of the one that is known already.
+    pub(crate) fn share(&mut self, name: &str) -> Name {
+        if let Some(known) = self.known.get(name) {
+            return Arc::clone(known);
+        }
+        if self.known.len() >= self.limit {
+            self.known.retain(|name| Arc::strong_count(name) > 1);
+            // Twice what is in use, so that looking through them all stays rare.
+            self.limit = (self.known.len() * 2).max(Self::FEW);
+        }
+        let name = Name::from(name);
+        self.known.insert(Arc::clone(&name));
+        name
+    }
+
+    /// So many are not worth looking through.
+    const FEW: usize = 64;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +125,18 @@ mod tests {
         let name = ServiceName::new("shop", "web");
         assert_eq!((name.namespace(), name.name(), name.to_string().as_str()), ("shop", "web", "shop/web"));
         assert_eq!(ServiceName::new("", "web").namespace(), "default");
+    }
+
+    #[test]
+    fn names_are_shared_while_they_are_in_use_and_forgotten_after() {
+        let mut names = Names::default();
+        let (one, again) = (names.share("node-1"), names.share("node-1"));
+        assert!(Arc::ptr_eq(&one, &again));
+        for number in 0..100_000 {
+            names.share(&format!("gone-{number}"));
+        }
+        assert!(names.known.len() <= Names::FEW, "{} names are kept", names.known.len());
+        assert!(Arc::ptr_eq(&one, &names.share("node-1")));
     }
 
     #[test]

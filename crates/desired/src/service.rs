@@ -3,14 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
-use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use model::{Family, Protocol};
 
 use crate::address;
 use crate::endpoints::Reach;
-use crate::name::ServiceName;
+use crate::name::{Name, Names, ServiceName};
 use crate::object;
 use crate::problem::{Problem, Problems, quoted};
 use crate::scheduling::Scheduling;
@@ -56,7 +55,7 @@ pub(crate) struct Externals {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServicePort {
-    pub(crate) name: Arc<str>,
+    pub(crate) name: Name,
     pub(crate) protocol: Protocol,
     pub(crate) port: u16,
     pub(crate) node_port: Option<NonZeroU16>,
@@ -64,13 +63,18 @@ pub(crate) struct ServicePort {
 
 impl Service {
     /// Reads `object`; `None` when nothing of it is for this proxy to serve, which is a problem only if problems come with it.
-    pub(crate) fn parse(name: &ServiceName, object: &object::Service, proxy_name: Option<&str>) -> (Option<Self>, Box<[Problem]>) {
+    pub(crate) fn parse(
+        name: &ServiceName,
+        object: &object::Service,
+        proxy_name: Option<&str>,
+        names: &mut Names,
+    ) -> (Option<Self>, Box<[Problem]>) {
         let mut problems = Problems::of("Service", name);
-        let service = Self::parse_into(object, proxy_name, &mut problems);
+        let service = Self::parse_into(object, proxy_name, names, &mut problems);
         (service, problems.finish())
     }
 
-    fn parse_into(object: &object::Service, proxy_name: Option<&str>, problems: &mut Problems) -> Option<Self> {
+    fn parse_into(object: &object::Service, proxy_name: Option<&str>, names: &mut Names, problems: &mut Problems) -> Option<Self> {
         let spec = object.spec.as_ref()?;
         let label = |key| object.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
         let cluster_ip = spec.cluster_ip.as_deref().unwrap_or_default();
@@ -82,7 +86,7 @@ impl Service {
         if cluster_ips.is_empty() {
             return None;
         }
-        let ports = ports(spec, problems);
+        let ports = ports(spec, names, problems);
         let affinity = affinity(spec, problems);
         let has_datagrams = ports.iter().any(|port| port.protocol == Protocol::Udp);
         Some(Self {
@@ -164,7 +168,7 @@ fn cluster_ip(text: &str, family: Option<&str>) -> Result<IpAddr, String> {
     }
 }
 
-fn ports(spec: &object::ServiceSpec, problems: &mut Problems) -> Box<[ServicePort]> {
+fn ports(spec: &object::ServiceSpec, names: &mut Names, problems: &mut Problems) -> Box<[ServicePort]> {
     let objects = spec.ports.as_deref().unwrap_or_default();
     let mut ports = Vec::with_capacity(objects.len());
     let mut taken = BTreeSet::new();
@@ -193,7 +197,7 @@ fn ports(spec: &object::ServiceSpec, problems: &mut Problems) -> Box<[ServicePor
                 parsed
             }
         };
-        ports.push(ServicePort { name: object.name.as_deref().unwrap_or_default().into(), protocol, port, node_port });
+        ports.push(ServicePort { name: names.share(object.name.as_deref().unwrap_or_default()), protocol, port, node_port });
     }
     ports.into()
 }

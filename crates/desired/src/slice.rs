@@ -8,7 +8,7 @@ use model::{Family, Protocol};
 
 use crate::address;
 use crate::endpoints::Hint;
-use crate::name::ServiceName;
+use crate::name::{Name, Names, ServiceName};
 use crate::object::{self, EndpointSlice};
 use crate::problem::{Problem, Problems, quoted};
 use crate::service::protocol;
@@ -19,12 +19,14 @@ pub(crate) struct Slice {
     pub(crate) family: Family,
     pub(crate) ports: Box<[SlicePort]>,
     pub(crate) endpoints: Box<[Endpoint]>,
+    /// The names of all pods, one after the other: a text for each would be the larger part of a slice.
+    pods: Box<str>,
     pub(crate) problems: Box<[Problem]>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SlicePort {
-    pub(crate) name: Box<str>,
+    pub(crate) name: Name,
     pub(crate) protocol: Protocol,
     pub(crate) port: u16,
 }
@@ -39,11 +41,18 @@ pub(crate) struct Endpoint {
     pub(crate) local: bool,
     pub(crate) node_hint: Hint,
     /// The zones it is meant for. Endpoints of a slice that are meant for the same zones share the list.
-    pub(crate) zones: Option<Arc<[Box<str>]>>,
-    /// The node it is on. Endpoints of a slice that are on the same node share the name.
-    pub(crate) node: Option<Arc<str>>,
+    pub(crate) zones: Option<Arc<Box<[Box<str>]>>>,
+    /// The node it is on.
+    pub(crate) node: Option<Name>,
     /// The pod it is.
-    pub(crate) pod: Option<Box<str>>,
+    pod: Option<Pod>,
+}
+
+/// Where the name of a pod is among those of its slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pod {
+    begin: u32,
+    len: u8,
 }
 
 impl Slice {
@@ -58,12 +67,20 @@ impl Slice {
     }
 
     /// Reads `object`; `None` for addresses that are not IP addresses.
-    pub(crate) fn parse(name: &ServiceName, object: &EndpointSlice, node_name: &str) -> Option<Self> {
+    pub(crate) fn parse(name: &ServiceName, object: &EndpointSlice, node_name: &str, names: &mut Names) -> Option<Self> {
         let family = address::family(&object.address_type)?;
         let mut problems = Problems::of("EndpointSlice", name);
-        let ports = ports(object, &mut problems);
-        let endpoints = endpoints(object, family, node_name, &mut problems);
-        Some(Self { family, ports, endpoints, problems: problems.finish() })
+        let ports = ports(object, names, &mut problems);
+        let mut pods = String::new();
+        let endpoints = endpoints(object, family, node_name, names, &mut pods, &mut problems);
+        Some(Self { family, ports, endpoints, pods: pods.into(), problems: problems.finish() })
+    }
+
+    /// The pod that `endpoint`, one of its own, is.
+    pub(crate) fn pod(&self, endpoint: &Endpoint) -> Option<&str> {
+        let Pod { begin, len } = endpoint.pod?;
+        let begin = usize::try_from(begin).ok()?;
+        self.pods.get(begin..begin + usize::from(len))
     }
 
     /// Whether what it means depends on the zone this node is in.
@@ -72,7 +89,7 @@ impl Slice {
     }
 }
 
-fn ports(object: &EndpointSlice, problems: &mut Problems) -> Box<[SlicePort]> {
+fn ports(object: &EndpointSlice, names: &mut Names, problems: &mut Problems) -> Box<[SlicePort]> {
     let objects = object.ports.as_deref().unwrap_or_default();
     let mut ports = Vec::with_capacity(objects.len());
     for (index, object) in objects.iter().enumerate() {
@@ -81,7 +98,7 @@ fn ports(object: &EndpointSlice, problems: &mut Problems) -> Box<[SlicePort]> {
         let field = |name: &str| format!("ports[{index}].{name}");
         let Some(protocol) = protocol(object.protocol.as_deref(), || field("protocol"), problems) else { continue };
         match u16::try_from(number) {
-            Ok(port @ 1..) => ports.push(SlicePort { name: name.into(), protocol, port }),
+            Ok(port @ 1..) => ports.push(SlicePort { name: names.share(name), protocol, port }),
             Ok(0) | Err(_) => {
                 problems.add(field("port"), format!("is {number}; a port is a number from 1 to 65535, and this one is not served"));
             }
@@ -90,11 +107,17 @@ fn ports(object: &EndpointSlice, problems: &mut Problems) -> Box<[SlicePort]> {
     ports.into()
 }
 
-fn endpoints(object: &EndpointSlice, family: Family, node_name: &str, problems: &mut Problems) -> Box<[Endpoint]> {
+fn endpoints(
+    object: &EndpointSlice,
+    family: Family,
+    node_name: &str,
+    names: &mut Names,
+    pods: &mut String,
+    problems: &mut Problems,
+) -> Box<[Endpoint]> {
     let objects = object.endpoints.as_deref().unwrap_or_default();
     let mut endpoints = Vec::with_capacity(objects.len());
     let mut zone_lists = BTreeMap::new();
-    let mut node_names = BTreeMap::new();
     for (index, object) in objects.iter().enumerate() {
         // The API gives addresses beyond the first no meaning.
         let Some(text) = object.addresses.first() else { continue };
@@ -116,7 +139,7 @@ fn endpoints(object: &EndpointSlice, family: Family, node_name: &str, problems: 
         }
         let conditions = object.conditions.as_ref();
         let hints = object.hints.as_ref();
-        let nodes = hints.and_then(|hints| hints.for_nodes.as_deref()).unwrap_or_default();
+        let for_nodes = hints.and_then(|hints| hints.for_nodes.as_deref()).unwrap_or_default();
         let mut zones: Vec<&str> =
             hints.and_then(|hints| hints.for_zones.as_deref()).unwrap_or_default().iter().map(|zone| zone.name.as_str()).collect();
         zones.sort_unstable();
@@ -127,13 +150,17 @@ fn endpoints(object: &EndpointSlice, family: Family, node_name: &str, problems: 
             serving: conditions.and_then(|conditions| conditions.serving).unwrap_or(true),
             terminating: conditions.and_then(|conditions| conditions.terminating).unwrap_or(false),
             local: object.node_name.as_deref() == Some(node_name),
-            node_hint: Hint::of(nodes.iter().map(|node| node.name.as_str()), Some(node_name)),
+            node_hint: Hint::of(for_nodes.iter().map(|node| node.name.as_str()), Some(node_name)),
             zones: (!zones.is_empty()).then(|| {
-                let shared = || zones.iter().map(|zone| Box::from(*zone)).collect::<Arc<[Box<str>]>>();
+                let shared = || Arc::new(zones.iter().map(|zone| Box::from(*zone)).collect::<Box<[Box<str>]>>());
                 Arc::clone(zone_lists.entry(zones.clone()).or_insert_with(shared))
             }),
-            node: object.node_name.as_deref().map(|name| Arc::clone(node_names.entry(name).or_insert_with(|| Arc::from(name)))),
-            pod: pod(object).map(Box::from),
+            node: object.node_name.as_deref().map(|name| names.share(name)),
+            pod: pod(object).and_then(|name| {
+                let pod = Pod { begin: u32::try_from(pods.len()).ok()?, len: u8::try_from(name.len()).ok()? };
+                pods.push_str(name);
+                Some(pod)
+            }),
         });
     }
     endpoints.into()

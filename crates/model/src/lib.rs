@@ -23,6 +23,7 @@
 mod counters;
 mod family;
 mod flow;
+mod real_servers;
 mod rules;
 mod scheduler;
 mod set;
@@ -33,6 +34,7 @@ mod virtual_server;
 pub use counters::{RealServerCounters, TrafficCounters};
 pub use family::{Family, Protocol};
 pub use flow::{Direction, Flow};
+pub use real_servers::{Iter, RealServers};
 pub use rules::{Chain, Jump, Rules, Table};
 pub use scheduler::{InvalidScheduler, Scheduler};
 pub use set::{Member, Role, Set, SetKind, SetState};

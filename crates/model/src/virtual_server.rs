@@ -1,11 +1,10 @@
 //! Virtual servers and their real servers: the configuration half of IPVS.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 
-use crate::{Family, Protocol, Scheduler};
+use crate::{Family, Protocol, RealServers, Scheduler};
 
 /// What makes a virtual server itself. IPVS holds at most one virtual server per key in a network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,14 +61,14 @@ pub struct VirtualServer {
     /// What is set with the virtual server itself and can be edited in place.
     pub config: VirtualServerConfig,
     /// The real servers connections are spread over.
-    pub real_servers: BTreeMap<RealServerKey, RealServer>,
+    pub real_servers: RealServers,
 }
 
 impl VirtualServer {
     /// A virtual server without real servers, flags or persistence.
     #[must_use]
     pub const fn new(scheduler: Scheduler, family: Family) -> Self {
-        Self { config: VirtualServerConfig::new(scheduler, family), real_servers: BTreeMap::new() }
+        Self { config: VirtualServerConfig::new(scheduler, family), real_servers: RealServers::new() }
     }
 }
 

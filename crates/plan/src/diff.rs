@@ -1,6 +1,6 @@
 //! Comparing the parts of two states.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use model::{Member, Rules, Set, SetState, State, VirtualServer, VirtualServerKey};
 
@@ -13,10 +13,14 @@ enum Side<'a, V> {
     Both { desired: &'a V, observed: &'a V },
 }
 
-/// Walks two maps together, in key order, visiting every key of either once.
-fn merge<'a, K: Ord + Copy, V>(desired: &'a BTreeMap<K, V>, observed: &'a BTreeMap<K, V>, mut visit: impl FnMut(K, Side<'a, V>)) {
-    let mut desired = desired.iter().peekable();
-    let mut observed = observed.iter().peekable();
+/// Walks two sorted maps together, in key order, visiting every key of either once.
+fn merge<'a, K: Ord + Copy + 'a, V: 'a, M: IntoIterator<Item = (&'a K, &'a V)>>(
+    desired: M,
+    observed: M,
+    mut visit: impl FnMut(K, Side<'a, V>),
+) {
+    let mut desired = desired.into_iter().peekable();
+    let mut observed = observed.into_iter().peekable();
     loop {
         let order = match (desired.peek(), observed.peek()) {
             (Some((left, _)), Some((right, _))) => left.cmp(right),

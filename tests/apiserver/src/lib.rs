@@ -102,6 +102,16 @@ impl ApiServer {
         objects::apply(&self.shared.store, object.into()).map(drop)
     }
 
+    /// From now on watches are told nothing of what is written.
+    pub fn hold(&self) {
+        self.shared.store.hold(true);
+    }
+
+    /// Watches are told at once of all that has been written since [`Self::hold`].
+    pub fn release(&self) {
+        self.shared.store.hold(false);
+    }
+
     /// Deletes an object; `namespace` is not looked at for Nodes. Says whether it was there.
     pub fn delete(&self, resource: Resource, namespace: &str, name: &str) -> bool {
         self.shared.store.delete(resource, &objects::key(resource, Some(namespace), name))

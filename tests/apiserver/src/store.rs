@@ -35,6 +35,8 @@ struct State {
     compacted: u64,
     objects: BTreeMap<(Resource, Key), Object>,
     history: Vec<Change>,
+    /// Whether writes are kept from the watches for now.
+    held: bool,
 }
 
 /// The version asked for lies before the compaction.
@@ -102,7 +104,7 @@ impl Store {
         let before = state.objects.get(&(resource, key.to_owned())).cloned();
         let after = Arc::new(finish(version, before.as_deref()));
         state.record(version, resource, key, Some(after.clone()));
-        self.latest.send_replace(version);
+        self.announce(&state);
         after
     }
 
@@ -110,8 +112,7 @@ impl Store {
     pub(crate) fn load(&self, resource: Resource, key: &str, version: u64, object: Json) {
         let mut state = self.lock();
         state.record(version, resource, key, Some(Arc::new(object)));
-        let version = state.version;
-        self.latest.send_replace(version);
+        self.announce(&state);
     }
 
     pub(crate) fn delete(&self, resource: Resource, key: &str) -> bool {
@@ -121,7 +122,7 @@ impl Store {
         }
         let version = state.version + 1;
         state.record(version, resource, key, None);
-        self.latest.send_replace(version);
+        self.announce(&state);
         true
     }
 
@@ -129,8 +130,20 @@ impl Store {
     pub(crate) fn advance_to(&self, version: u64) {
         let mut state = self.lock();
         state.version = state.version.max(version);
-        let version = state.version;
-        self.latest.send_replace(version);
+        self.announce(&state);
+    }
+
+    /// Keeps writes from the watches, or lets them all go at once.
+    pub(crate) fn hold(&self, held: bool) {
+        let mut state = self.lock();
+        state.held = held;
+        self.announce(&state);
+    }
+
+    fn announce(&self, state: &State) {
+        if !state.held {
+            self.latest.send_replace(state.version);
+        }
     }
 
     /// Forgets the history up to `version`.
