@@ -1,6 +1,7 @@
 //! The asynchronous heart of the agent: what the sources tell goes into the index, and what that changes goes to the reconciler.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use desired::{Config, Fragment, Index, NodeFacts, Priority, RuleOptions, rules};
 use model::Scheduler;
@@ -11,12 +12,12 @@ use crate::health_check::HealthChecks;
 use crate::listeners::Sockets;
 use crate::local_policies::LocalPolicies;
 use crate::mailbox::{Mailbox, NodeSettings};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Phase};
 use crate::news::{Found, News};
 use crate::node::Network;
 use crate::register::{Origin, Register, Subject};
 use crate::relay::Relays;
-use crate::source::{Event, Kind, Object};
+use crate::source::{Event, Kind, Object, decoding};
 
 /// Follows the sources until told to stop.
 pub(crate) struct Agent {
@@ -103,10 +104,14 @@ impl Agent {
         self.index.set_listeners(sockets.listeners.borrow_and_update().clone());
         let news = self.news.clone();
         loop {
+            let mut begun = None;
             tokio::select! {
                 found = news.wait() => self.note(found),
                 event = events.recv() => match event {
-                    Some(event) => self.take(event),
+                    Some(event) => {
+                        begun = Some(Instant::now());
+                        self.take(event);
+                    }
                     None => return,
                 },
                 changed = network.changed() => {
@@ -123,6 +128,7 @@ impl Agent {
                     self.index.set_lacking_schedulers(lacking_schedulers.borrow_and_update().clone());
                 }
             }
+            let begun = begun.unwrap_or_else(Instant::now);
             // What else has come by now makes one letter with it.
             while let Ok(event) = events.try_recv() {
                 self.take(event);
@@ -131,6 +137,8 @@ impl Agent {
                 sockets.read_again();
             }
             self.send();
+            self.metrics.count_phase(Phase::Desired, begun.elapsed());
+            self.metrics.count_phase(Phase::Decode, decoding::take_time());
         }
     }
 

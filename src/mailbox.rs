@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use desired::{Fragment, ServiceName};
 use model::{Family, Rules};
@@ -71,10 +72,25 @@ impl Mailbox {
 
     /// Takes the letter; waits for one up to `patience`.
     pub(crate) fn take(&self, patience: Duration) -> Option<Letter> {
+        let mut letter = self.wait(patience);
+        (!letter.is_empty()).then(|| std::mem::take(&mut *letter))
+    }
+
+    /// The same, but leaves the letter for others to add to until `ripe`. Whoever waits for something urgent waits no longer than that.
+    pub(crate) fn take_after(&self, ripe: Option<Instant>, patience: Duration) -> Option<Letter> {
+        if let Some(ripe) = ripe {
+            drop(self.wait(patience));
+            thread::sleep(ripe.saturating_duration_since(Instant::now()));
+            return self.take(Duration::ZERO);
+        }
+        self.take(patience)
+    }
+
+    /// Waits until there is something in the letter, up to `patience`.
+    fn wait(&self, patience: Duration) -> MutexGuard<'_, Letter> {
         let (_, ready) = &*self.inner;
         let waited = ready.wait_timeout_while(self.lock(), patience, |letter| letter.is_empty());
-        let (mut letter, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        (!letter.is_empty()).then(|| std::mem::take(&mut *letter))
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     fn lock(&self) -> MutexGuard<'_, Letter> {
@@ -99,6 +115,24 @@ mod tests {
         let letter = mailbox.take(Duration::ZERO).unwrap();
         assert_eq!(letter.services.len(), 1);
         assert!(mailbox.take(Duration::ZERO).is_none());
+    }
+
+    #[test]
+    fn what_comes_before_a_letter_is_ripe_is_in_it() {
+        let mailbox = Mailbox::default();
+        mailbox.post(|letter| letter.disturbed = true);
+        let ripe = Instant::now() + Duration::from_millis(200);
+        let writer = std::thread::spawn({
+            let mailbox = mailbox.clone();
+            move || {
+                thread::sleep(Duration::from_millis(20));
+                mailbox.post(|letter| letter.complete = true);
+            }
+        });
+        let letter = mailbox.take_after(Some(ripe), Duration::from_secs(60)).unwrap();
+        assert!(letter.disturbed && letter.complete && Instant::now() >= ripe);
+        assert!(mailbox.take_after(Some(ripe), Duration::ZERO).is_none());
+        writer.join().unwrap();
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    CounterVec, Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// The agent's metrics. Cloning shares them.
@@ -16,6 +17,7 @@ pub(crate) struct Metrics {
     pub(crate) no_local_endpoints: IntGaugeVec,
     syncs: IntCounterVec,
     sync_duration: Histogram,
+    phases: CounterVec,
     last_success: Gauge,
     pub(crate) objects: IntGaugeVec,
     pub(crate) refused: IntGauge,
@@ -40,6 +42,38 @@ pub(crate) enum Pass {
     Audit,
 }
 
+/// What a change goes through, from the API server's bytes to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// JSON or YAML to objects.
+    Decode,
+    /// Objects to desired state.
+    Desired,
+    /// Desired and observed state to a plan.
+    Plan,
+    /// A plan to messages, and what is made of their answers.
+    Encode,
+    /// Messages and packet rules with the kernel.
+    Kernel,
+    /// Reading the kernel's state.
+    Observe,
+}
+
+impl Phase {
+    const ALL: [Self; 6] = [Self::Decode, Self::Desired, Self::Plan, Self::Encode, Self::Kernel, Self::Observe];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Decode => "decode",
+            Self::Desired => "desired",
+            Self::Plan => "plan",
+            Self::Encode => "encode",
+            Self::Kernel => "kernel",
+            Self::Observe => "observe",
+        }
+    }
+}
+
 impl Pass {
     const fn label(self) -> &'static str {
         match self {
@@ -59,7 +93,20 @@ impl Metrics {
         let registry = Registry::new_custom(Some("kube_ipvs".to_owned()), None)?;
         let upstream = Registry::new_custom(Some("kubeproxy".to_owned()), None)?;
         let seconds = prometheus::exponential_buckets(0.000_1, 4.0, 10)?;
+        let phases = CounterVec::new(
+            Opts::new(
+                "phase_seconds_total",
+                "Time spent, by phase: decoding objects, working out what is desired, planning, encoding messages, waiting for the kernel, \
+                 reading its state.",
+            ),
+            &["phase"],
+        )?;
+        for phase in Phase::ALL {
+            // A phase that has not been gone through yet took no time, and is there to be asked for.
+            phases.with_label_values(&[phase.label()]);
+        }
         Ok(Self {
+            phases: register(&registry, phases)?,
             no_local_endpoints: register(
                 &upstream,
                 IntGaugeVec::new(
@@ -178,6 +225,11 @@ impl Metrics {
         self.sync_duration.observe(duration.as_secs_f64());
     }
 
+    /// Notes that `phase` has taken so long.
+    pub(crate) fn count_phase(&self, phase: Phase, duration: Duration) {
+        self.phases.with_label_values(&[phase.label()]).inc_by(duration.as_secs_f64());
+    }
+
     /// Notes whether the kernel has the scheduler called `name`. One that it has is nothing to show.
     pub(crate) fn note_scheduler(&self, name: &str, offered: bool) {
         if offered {
@@ -227,6 +279,8 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.count_pass(Pass::Start, Duration::from_millis(3), true);
         metrics.count_complete();
+        metrics.count_phase(Phase::Plan, Duration::from_millis(1500));
+        metrics.count_phase(Phase::Plan, Duration::from_millis(1000));
         metrics.count_pass(Pass::Change, Duration::from_millis(1), false);
         metrics.count_flush(Some(3));
         metrics.count_flush(None);
@@ -236,6 +290,8 @@ mod tests {
         metrics.note_scheduler("found", true);
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();
         assert!(text.contains("kube_ipvs_stale_flows_total 3\n"), "{text}");
+        assert!(text.contains("kube_ipvs_phase_seconds_total{phase=\"plan\"} 2.5\n"), "{text}");
+        assert!(text.contains("kube_ipvs_phase_seconds_total{phase=\"kernel\"} 0\n"), "{text}");
         let lacking: Vec<_> = text.lines().filter(|line| line.starts_with("kube_ipvs_lacking_schedulers")).collect();
         assert_eq!(lacking, ["kube_ipvs_lacking_schedulers{scheduler=\"new\"} 1"]);
         assert!(text.contains("kube_ipvs_flow_flushes_total{result=\"error\"} 1\n"), "{text}");

@@ -20,7 +20,7 @@ use tracing::{debug, error, info, warn};
 use crate::drain::{Drains, Limits};
 use crate::health::Health;
 use crate::mailbox::{Fragments, Letter, Mailbox, NodeSettings};
-use crate::metrics::{Metrics, Pass};
+use crate::metrics::{Metrics, Pass, Phase};
 use crate::news::News;
 use crate::refusals::Refusals;
 use crate::register::Origin;
@@ -34,6 +34,10 @@ const RETRY: Duration = Duration::from_millis(500);
 /// For how long what was observed at the start is good enough for the first pass. Lists take longer only where an API server is in trouble, and
 /// then there may have been others at work.
 const ADOPTED: Duration = Duration::from_secs(10);
+
+/// For how long after a pass what comes is gathered for the next. A single change finds the reconciler idle and is done at once; of a burst the
+/// changes share what each pass costs beside them.
+const GATHERING: Duration = Duration::from_millis(2);
 
 /// What shapes the reconciler's work.
 pub(crate) struct Settings {
@@ -68,6 +72,7 @@ pub(crate) fn spawn(kernel: Kernel, settings: Settings, mailbox: Mailbox, news: 
         rules: BTreeMap::new(),
         observed: None,
         observed_at: Instant::now(),
+        gathering_until: None,
         prepared: false,
         complete: false,
         refused: Refusals::default(),
@@ -97,6 +102,8 @@ struct Reconciler {
     observed: Option<State>,
     /// When that was observed as a whole; what has been done since is taken into account.
     observed_at: Instant,
+    /// Until when changes are gathered.
+    gathering_until: Option<Instant>,
     /// Whether sets and packet rules have been made ready for the first virtual server.
     prepared: bool,
     /// Whether everything that exists has been listed.
@@ -117,7 +124,8 @@ impl Reconciler {
         self.adopt();
         loop {
             let due = self.drains.next_check().map_or(self.next_audit, |check| check.min(self.next_audit));
-            match mailbox.take(due.saturating_duration_since(Instant::now())) {
+            let gathering = self.gathering_until.take();
+            match mailbox.take_after(gathering, due.saturating_duration_since(Instant::now())) {
                 Some(letter) if letter.stop => return,
                 Some(letter) => self.read(letter),
                 None => {}
@@ -154,10 +162,12 @@ impl Reconciler {
         scope.extend(self.merge(letter.urgent));
         self.change(&scope, rules);
         if letter.complete && !self.complete {
+            let begun = Instant::now();
             for (service, fragment) in letter.services {
                 // Everything is in the scope of what comes.
                 self.ledger.set(&service, fragment);
             }
+            self.metrics.count_phase(Phase::Desired, begun.elapsed());
             self.news.post(Origin::Others, self.ledger.take_problems());
             self.complete = true;
             self.first_pass();
@@ -173,10 +183,12 @@ impl Reconciler {
     }
 
     fn merge(&mut self, fragments: Fragments) -> Scope {
+        let begun = Instant::now();
         let mut scope = Scope::default();
         for (service, fragment) in fragments {
             scope.extend(self.ledger.set(&service, fragment));
         }
+        self.metrics.count_phase(Phase::Desired, begun.elapsed());
         scope
     }
 
@@ -203,7 +215,7 @@ impl Reconciler {
         }
         self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
         self.drains.keep_leaving(&mut desired, &held, |key| self.ledger.frontend(key), begun);
-        let plan = plan(&desired, &held, &Ownership::Scope).in_order(self.order, &desired);
+        let plan = self.planned(&desired, &held, &Ownership::Scope);
         self.apply(&plan, Pass::Change, begun);
     }
 
@@ -230,7 +242,7 @@ impl Reconciler {
         let mut desired = self.ledger.desired(&scope);
         self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
         self.drains.keep_leaving(&mut desired, &staying, |key| self.ledger.frontend(key), begun);
-        let plan = plan(&desired, &held, &Ownership::Scope).in_order(self.order, &desired);
+        let plan = self.planned(&desired, &held, &Ownership::Scope);
         if !plan.is_empty() {
             self.apply(&plan, pass, begun);
         }
@@ -239,7 +251,7 @@ impl Reconciler {
     /// Observes the kernel for the first time, and takes over what an earlier run has left there.
     fn adopt(&mut self) {
         let begun = Instant::now();
-        match self.kernel.observe() {
+        match self.observe() {
             Ok(observed) => {
                 self.ledger.adopt(&observed);
                 self.observed = Some(observed);
@@ -247,6 +259,21 @@ impl Reconciler {
             }
             Err(error) => self.failed(Pass::Start, begun, &error),
         }
+    }
+
+    fn observe(&mut self) -> Result<State, kernel::Error> {
+        let begun = Instant::now();
+        let observed = self.kernel.observe();
+        self.metrics.count_phase(Phase::Observe, begun.elapsed());
+        observed
+    }
+
+    /// The plan from `observed` to `desired`, in this node's order.
+    fn planned(&self, desired: &State, observed: &State, ownership: &Ownership<'_>) -> Plan {
+        let begun = Instant::now();
+        let plan = plan(desired, observed, ownership).in_order(self.order, desired);
+        self.metrics.count_phase(Phase::Plan, begun.elapsed());
+        plan
     }
 
     /// Makes the sets and installs the packet rules before there is any virtual server that needs them. Removes nothing.
@@ -261,7 +288,7 @@ impl Reconciler {
         desired.rules.clone_from(&self.rules);
         held.rules.clone_from(&observed.rules);
         self.prepared = true;
-        let plan = plan(&desired, &held, &Ownership::Scope);
+        let plan = self.planned(&desired, &held, &Ownership::Scope);
         self.apply(&plan, Pass::Start, begun);
     }
 
@@ -316,7 +343,7 @@ impl Reconciler {
         let begun = Instant::now();
         // What was remembered is worth nothing beside what is read now, and would take as much memory once more.
         self.observed = None;
-        match self.kernel.observe() {
+        match self.observe() {
             Ok(observed) => self.pass_over(pass, observed, begun),
             Err(error) => {
                 self.next_audit = begun + self.settings.audit_period;
@@ -335,7 +362,7 @@ impl Reconciler {
         self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
         self.drains.keep_leaving(&mut desired, &observed, |key| self.ledger.frontend(key), begun);
         let ownership = Ownership::Node { excluded: &self.settings.excluded };
-        let plan = plan(&desired, &observed, &ownership).in_order(self.order, &desired);
+        let plan = self.planned(&desired, &observed, &ownership);
         // What is remembered of the kernel grows by what is done now, into the memory that this takes.
         drop(desired);
         self.observed = Some(observed);
@@ -359,7 +386,10 @@ impl Reconciler {
             let frontends = stale_flows::changed(plan, observed).filter_map(|key| self.ledger.frontend(&key));
             self.stale_flows.extend(frontends);
         }
+        let applying = Instant::now();
         let report = self.kernel.apply(plan);
+        self.metrics.count_phase(Phase::Kernel, report.in_kernel);
+        self.metrics.count_phase(Phase::Encode, applying.elapsed().saturating_sub(report.in_kernel));
         self.note(plan, &report);
         let unscheduled = self.unscheduled(&report);
         if report.leaves_state_unknown() {
@@ -380,6 +410,7 @@ impl Reconciler {
         } else {
             self.audit_soon();
         }
+        self.gathering_until = Some(Instant::now() + GATHERING);
         self.metrics.count_pass(pass, begun.elapsed(), report.failures.is_empty());
         if self.complete && self.refused.is_empty() {
             self.metrics.count_complete();

@@ -1,6 +1,7 @@
 //! Where the objects come from: the API server ([`api`]) or files ([`manifests`]). Both tell the same story over the same channel.
 
 pub(crate) mod api;
+pub(crate) mod decoding;
 pub(crate) mod manifests;
 mod selection;
 

@@ -46,18 +46,24 @@ pub(crate) struct Pass {
 impl Agent {
     /// Starts it with `options` besides what every run here has. `kubeconfig` leads to the API server.
     pub(crate) fn start(kubeconfig: &str, options: &[&str]) -> Result<Self> {
+        let config = PathBuf::from(format!("/tmp/bench-{}.kubeconfig", std::process::id()));
+        fs::write(&config, kubeconfig).with_context(|| format!("cannot write {}", config.display()))?;
+        Self::start_on(&["--kubeconfig", &config.to_string_lossy()], options)
+    }
+
+    /// The same with any `source` of objects, in the network namespace of this thread.
+    pub(crate) fn start_on(source: &[&str], options: &[&str]) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("agent-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let group = PathBuf::from("/sys/fs/cgroup").join(&name);
         fs::create_dir(&group).with_context(|| format!("cannot make the control group {}", group.display()))?;
-        let (config, log) = (PathBuf::from(format!("/tmp/{name}.kubeconfig")), PathBuf::from(format!("/tmp/{name}.log")));
-        fs::write(&config, kubeconfig).with_context(|| format!("cannot write {}", config.display()))?;
+        let log = PathBuf::from(format!("/tmp/{name}.log"));
         let output = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
         let errors = output.try_clone().context("cannot share the log")?;
         let mut command = Command::new("sh");
         // It enters the group before it becomes the agent, so that all it ever uses is counted there, its child processes included.
         command.args(["-c", r#"echo $$ >"$0/cgroup.procs" && exec kube-ipvs run "$@""#]).arg(&group);
-        command.arg("--kubeconfig").arg(&config).args(["--node-name", NODE, "--cluster-cidr", CLUSTER_CIDR]);
+        command.args(source).args(["--node-name", NODE, "--cluster-cidr", CLUSTER_CIDR]);
         command.args(["--healthz-bind-address", &HEALTH.to_string(), "--metrics-bind-address", &METRICS.to_string()]);
         command.args(["--control-socket", "", "--log-format", "json", "--log-level", "kube_ipvs=debug"]).args(options);
         let started = SystemTime::now();
@@ -97,6 +103,21 @@ impl Agent {
             ensure!(done <= steps, "the agent took {done} steps where {steps} were due; its log:\n{}", self.tail());
             if done == steps {
                 return Ok(passes);
+            }
+            self.ensure_alive()?;
+            ensure!(Instant::now() < deadline, "the agent took {done} of {steps} steps; its log:\n{}", self.tail());
+            thread::sleep(GLANCE);
+        }
+    }
+
+    /// Waits until passes with at least `steps` steps in all have been logged since the log was last read.
+    pub(crate) fn at_least(&mut self, steps: u64) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut done = 0;
+        loop {
+            done += self.passes()?.iter().map(|pass| pass.steps).sum::<u64>();
+            if done >= steps {
+                return Ok(());
             }
             self.ensure_alive()?;
             ensure!(Instant::now() < deadline, "the agent took {done} of {steps} steps; its log:\n{}", self.tail());

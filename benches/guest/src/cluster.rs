@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use apiserver::Json;
+use model::{Protocol, VirtualServerKey};
 use serde_json::{Value, json};
 
 /// The node that the agent runs on.
@@ -157,4 +158,107 @@ fn managed(fields: &[&str]) -> Value {
 
 fn uid(number: u32) -> String {
     format!("{number:08x}-4285-4d16-b4f4-9e02f9e87235")
+}
+
+/// The large Service that is restarted.
+pub(crate) const ROLLING: &str = "rolling";
+pub(crate) const ROLLING_ENDPOINTS: u32 = ROLLING_SLICES * ROLLING_WAVE;
+pub(crate) const ROLLING_SLICES: u32 = 10;
+/// How many endpoints a slice has, which are replaced together: the endpoint slice controller's own limit.
+pub(crate) const ROLLING_WAVE: u32 = 100;
+/// Beyond what the pods of fifty thousand Services take.
+const ROLLING_PODS: u32 = u32::from_be_bytes([10, 191, 0, 0]);
+const ROLLING_VIP: Ipv4Addr = Ipv4Addr::new(10, 111, 255, 254);
+
+/// Which pods an endpoint of the large Service are: a restart leads from one generation to the other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Generation {
+    First,
+    Second,
+}
+
+/// How far the replacement of a slice's pods has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The replacements are ready, and those they replace are about to end.
+    Both,
+    /// Just the replacements are there.
+    After,
+}
+
+impl Generation {
+    const fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+}
+
+pub(crate) fn rolling_key() -> VirtualServerKey {
+    VirtualServerKey::address(ROLLING_VIP.into(), Protocol::Tcp, 80)
+}
+
+pub(crate) fn rolling_slice_name(number: u32) -> String {
+    format!("{ROLLING}-{number:05}")
+}
+
+pub(crate) fn rolling_service() -> Json {
+    json!({
+        "kind": "Service",
+        "apiVersion": "v1",
+        "metadata": {"name": ROLLING, "namespace": NAMESPACE},
+        "spec": {
+            "ports": [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": "http"}],
+            "clusterIP": ROLLING_VIP, "clusterIPs": [ROLLING_VIP], "type": "ClusterIP", "sessionAffinity": "None",
+            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "internalTrafficPolicy": "Cluster",
+        },
+    })
+    .into()
+}
+
+/// The slices of the large Service before a restart of `generation`.
+pub(crate) fn rolling_slices(generation: Generation) -> impl Iterator<Item = Json> {
+    (0..ROLLING_SLICES).map(move |number| rolling_slice(number, &rolling_endpoints(number, generation, true)))
+}
+
+/// A slice whose pods of `generation` are being replaced.
+pub(crate) fn rolling_wave(number: u32, generation: Generation, phase: Phase) -> Json {
+    let mut endpoints = rolling_endpoints(number, generation.other(), true);
+    if phase == Phase::Both {
+        endpoints.extend(rolling_endpoints(number, generation, false));
+    }
+    rolling_slice(number, &endpoints)
+}
+
+fn rolling_endpoints(slice: u32, generation: Generation, ready: bool) -> Vec<Value> {
+    let first = ROLLING_PODS + slice * ROLLING_WAVE + if generation == Generation::First { 0 } else { ROLLING_ENDPOINTS };
+    let endpoint = |address: u32| {
+        json!({
+            "addresses": [Ipv4Addr::from_bits(address)],
+            "conditions": {"ready": ready, "serving": true, "terminating": !ready},
+            "targetRef": {"kind": "Pod", "namespace": NAMESPACE, "name": format!("{ROLLING}-{address:010}"), "uid": uid(address)},
+            // Not on the agent's node, so that it is about the virtual server and nothing else.
+            "nodeName": format!("node-{}", 1 + address % (NODES - 1)),
+            "zone": "zone-a",
+        })
+    };
+    (first..first + ROLLING_WAVE).map(endpoint).collect()
+}
+
+fn rolling_slice(number: u32, endpoints: &[Value]) -> Json {
+    json!({
+        "kind": "EndpointSlice",
+        "apiVersion": "discovery.k8s.io/v1",
+        "metadata": {
+            "name": rolling_slice_name(number),
+            "namespace": NAMESPACE,
+            "labels": {"kubernetes.io/service-name": ROLLING},
+            "managedFields": managed(&["f:addressType", "f:endpoints", "f:ports"]),
+        },
+        "addressType": "IPv4",
+        "endpoints": endpoints,
+        "ports": [{"name": "http", "protocol": "TCP", "port": POD_PORT}],
+    })
+    .into()
 }

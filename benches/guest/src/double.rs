@@ -56,6 +56,11 @@ impl Double {
         applied.map(|()| begun)
     }
 
+    /// Forgets the history.
+    pub(crate) fn compact(&self) {
+        self.0.compact();
+    }
+
     pub(crate) fn delete(&self, resource: Resource, namespace: &str, name: &str) -> Result<()> {
         anyhow::ensure!(self.0.delete(resource, namespace, name), "{namespace}/{name} is not there to delete");
         Ok(())

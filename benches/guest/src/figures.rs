@@ -25,6 +25,8 @@ pub(crate) enum Goal {
     Faster(f64),
     /// At most this, in the figure's unit.
     AtMost(f64),
+    /// At least this, in the figure's unit.
+    AtLeast(f64),
     /// Nothing: it explains others.
     None,
 }
@@ -66,6 +68,7 @@ impl Figures {
             Goal::TimesAndLatency(times) => json!({"times": times, "plus": 0.2}),
             Goal::Faster(times) => json!({"faster": times}),
             Goal::AtMost(most) => json!({"at_most": most}),
+            Goal::AtLeast(least) => json!({"at_least": least}),
             Goal::None => Value::Null,
         };
         let figure = json!({

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kernel::Flavour;
-use model::{DEVICE, Family, Set, SetKind, State, Via};
+use model::{DEVICE, Family, RealServer, RealServerKey, Set, SetKind, State, Via, VirtualServerKey};
 use neli::consts::socket::{Msg, NlFamily};
 use neli::socket::NlSocket;
 use neli::utils::Groups;
@@ -121,6 +121,18 @@ impl Floor {
         Ok(begun.elapsed())
     }
 
+    /// The real servers of `key` as they are now.
+    pub(crate) fn real_servers(&mut self, key: &VirtualServerKey) -> Result<BTreeMap<RealServerKey, RealServer>> {
+        let mut batch = Batch::default();
+        self.ipvs.get_dests(&mut batch, 1, key)?;
+        let mut servers = BTreeMap::new();
+        self.lanes.get_mut(&Lane::Dests).context("no such socket")?.dump_each(&batch, |payload| {
+            servers.extend(wire::ipvs::parse_dest(payload, key.family())?.known().map(|dest| (dest.key, dest.server)));
+            Ok(())
+        })?;
+        Ok(servers)
+    }
+
     /// Lists what is there as an observation does: sets, virtual servers, real servers and VIPs; with the number of messages that came.
     pub(crate) fn dump(&mut self, state: &State, families: &[Family]) -> Result<(Duration, usize)> {
         let mut requests = Vec::new();
@@ -232,14 +244,23 @@ impl Socket {
     }
 
     fn dump(&mut self, batch: &Batch) -> Result<usize> {
-        self.inner.send(batch.as_bytes(), Msg::empty()).context("cannot send")?;
         let mut messages = 0;
+        self.dump_each(batch, |_| {
+            messages += 1;
+            Ok(())
+        })?;
+        Ok(messages)
+    }
+
+    fn dump_each(&mut self, batch: &Batch, mut read: impl FnMut(&[u8]) -> Result<(), Malformed>) -> Result<()> {
+        self.inner.send(batch.as_bytes(), Msg::empty()).context("cannot send")?;
         loop {
             for message in Messages::new(self.receive()?) {
                 match message?.body {
-                    Body::Done { errno: 0, .. } => return Ok(messages),
+                    Body::Done { errno: 0, .. } => return Ok(()),
                     Body::Done { errno, text } | Body::Error { errno, text, .. } => bail!("a dump was refused: {errno} {text:?}"),
-                    _ => messages += 1,
+                    Body::Data(payload) => read(payload)?,
+                    _ => {}
                 }
             }
         }

@@ -8,7 +8,10 @@ mod cluster;
 mod double;
 mod figures;
 mod floor;
+mod growth;
+mod manifests;
 mod namespace;
+mod rolling;
 mod scenarios;
 mod tools;
 
@@ -33,6 +36,9 @@ pub(crate) struct Arguments {
     /// How long to look on while nothing happens, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     idle: u32,
+    /// How many random changes come and go before memory is looked at again; none skips that
+    #[arg(long, value_name = "NUMBER", default_value_t = 100_000)]
+    growth: u32,
 }
 
 fn main() -> ExitCode {

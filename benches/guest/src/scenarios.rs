@@ -18,9 +18,10 @@ use crate::figures::{Figures, Goal, median};
 use crate::floor::{self, Floor, ensure_equal};
 use crate::namespace::{self, Namespace};
 use crate::tools::Saved;
+use crate::{growth, manifests, rolling};
 
 /// No audit comes while other things are measured.
-const NO_AUDIT: &[&str] = &["--audit-period", "1h"];
+pub(crate) const NO_AUDIT: &[&str] = &["--audit-period", "1h"];
 /// How many single changes are measured; of their times the middle one counts.
 const SAMPLES: u32 = 31;
 /// How many changes come at once in a burst, where there are as many Services.
@@ -55,6 +56,17 @@ struct Times {
     audit: Duration,
 }
 
+/// A running agent, with what it is fed from and where it works.
+pub(crate) struct Running<'a> {
+    pub(crate) cluster: Cluster,
+    pub(crate) double: &'a Double,
+    pub(crate) agent: Agent,
+    pub(crate) kernel: Kernel,
+    /// The kernel's state after the first synchronisation.
+    pub(crate) cold: State,
+    pub(crate) figures: &'a Figures,
+}
+
 /// Measures everything at one size.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let cluster = Cluster { services: arguments.services, endpoints: arguments.endpoints };
@@ -66,7 +78,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut times = Times::default();
     let deeds = live(arguments, cluster, &double, &figures, &mut times)?;
     adopt(arguments, &double, &deeds.cold, &figures, &mut times).context("adoption")?;
-    compare(&deeds, &figures, &times)
+    compare(&deeds, &figures, &times)?;
+    manifests::measure(cluster, &deeds.cold, &figures).context("manifests")
 }
 
 /// The life of one agent, from an empty kernel on.
@@ -77,6 +90,10 @@ fn live(arguments: &Arguments, cluster: Cluster, double: &Double, figures: &Figu
     times.cold = since(double.last_sent()?, done)?;
     times.cold_from_start = since(agent.started, done)?;
     figures.time("cold sync", "processor time", agent.cpu()?, None, Goal::None)?;
+    for phase in ["decode", "desired", "plan", "encode", "kernel", "observe"] {
+        let seconds = agent.metric(&format!("kube_ipvs_phase_seconds_total{{phase=\"{phase}\"}}"))?;
+        figures.time("cold sync", &format!("phase: {phase}"), Duration::from_secs_f64(seconds), None, Goal::None)?;
+    }
     thread::sleep(SETTLING);
     let peak = agent.memory("VmHWM")?;
     agent.passes()?;
@@ -88,11 +105,16 @@ fn live(arguments: &Arguments, cluster: Cluster, double: &Double, figures: &Figu
     idle(arguments, &agent, figures).context("idle")?;
     memory(&agent, peak, cluster, figures)?;
 
-    times.change = changes(cluster, double, &mut agent, figures).context("one endpoint change")?;
-    ensure!(kernel.observe()? == cold, "after endpoints came and went the kernel does not hold what it held before");
-    let (created, deleted) = services(cluster, double, &mut agent, &mut kernel, &cold, figures, times).context("one Service")?;
-    let burst = burst(cluster, double, &mut agent, &mut kernel, &cold, figures, times).context("burst")?;
-    figures.number("memory", "after the changes", "MB", megabytes(agent.memory("VmRSS")?), Goal::None)?;
+    let mut running = Running { cluster, double, agent, kernel, cold, figures };
+    times.change = changes(&mut running).context("one endpoint change")?;
+    running.ensure_restored()?;
+    let (created, deleted) = services(&mut running, times).context("one Service")?;
+    let burst = burst(&mut running, times).context("burst")?;
+    running.ensure_restored()?;
+    rolling::measure(&mut running).context("rolling restart")?;
+    running.ensure_restored()?;
+    growth::measure(&mut running, arguments.growth).context("growth")?;
+    let Running { agent, cold, .. } = running;
     agent.terminate()?;
     Ok(Deeds { cold, saved, burst, created, deleted })
 }
@@ -120,7 +142,9 @@ fn memory(agent: &Agent, peak: u64, cluster: Cluster, figures: &Figures) -> Resu
 }
 
 /// Single endpoints that come; how long each took, and what it cost.
-fn changes(cluster: Cluster, double: &Double, agent: &mut Agent, figures: &Figures) -> Result<Duration> {
+fn changes(running: &mut Running<'_>) -> Result<Duration> {
+    let Running { cluster, double, agent, figures, .. } = running;
+    let cluster = *cluster;
     let more = cluster.endpoints + 1;
     let mut times = Vec::new();
     for number in sampled(cluster) {
@@ -143,7 +167,7 @@ fn changes(cluster: Cluster, double: &Double, agent: &mut Agent, figures: &Figur
 }
 
 /// Takes the additional endpoints of some Services away. They are drained first, and gone a second later.
-fn gone(cluster: Cluster, double: &Double, agent: &mut Agent, services: impl Iterator<Item = u32>) -> Result<()> {
+pub(crate) fn gone(cluster: Cluster, double: &Double, agent: &mut Agent, services: impl Iterator<Item = u32>) -> Result<()> {
     let mut count = 0;
     for number in services {
         double.apply(cluster.slice(number, cluster.endpoints))?;
@@ -158,15 +182,9 @@ fn sampled(cluster: Cluster) -> impl Iterator<Item = u32> {
 }
 
 /// Services that come and go again.
-fn services(
-    cluster: Cluster,
-    double: &Double,
-    agent: &mut Agent,
-    kernel: &mut Kernel,
-    cold: &State,
-    figures: &Figures,
-    times: &mut Times,
-) -> Result<(Vec<Step>, Vec<Step>)> {
+fn services(running: &mut Running<'_>, times: &mut Times) -> Result<(Vec<Step>, Vec<Step>)> {
+    let Running { cluster, double, agent, kernel, cold, figures } = running;
+    let cluster = *cluster;
     // Alike in which of their endpoints are on the agent's node.
     let first = cluster.services.next_multiple_of(10) + 10;
     let numbers = || (0..SAMPLES).map(|sample| first + sample * 10);
@@ -218,15 +236,9 @@ fn services(
 }
 
 /// Many endpoints that come at once.
-fn burst(
-    cluster: Cluster,
-    double: &Double,
-    agent: &mut Agent,
-    kernel: &mut Kernel,
-    cold: &State,
-    figures: &Figures,
-    times: &mut Times,
-) -> Result<Vec<Step>> {
+fn burst(running: &mut Running<'_>, times: &mut Times) -> Result<Vec<Step>> {
+    let Running { cluster, double, agent, kernel, cold, figures } = running;
+    let cluster = *cluster;
     let size = BURST.min(cluster.services);
     let cpu = agent.cpu()?;
     let begun = double.apply_at_once((0..size).map(|number| cluster.slice(number, cluster.endpoints + 1)))?;
@@ -337,13 +349,21 @@ fn compare(deeds: &Deeds, figures: &Figures, times: &Times) -> Result<()> {
 const DEFAULT_AUDIT_PERIOD: Duration = Duration::from_secs(30);
 
 /// The steps from one state to another.
-fn steps(desired: &State, held: &State) -> Vec<Step> {
+pub(crate) fn steps(desired: &State, held: &State) -> Vec<Step> {
     plan(desired, held, &Ownership::Node { excluded: &[] }).steps().cloned().collect()
 }
 
 fn supported() -> Vec<Family> {
     let families: BTreeSet<_> = kernel::supported_families();
     families.into_iter().collect()
+}
+
+impl Running<'_> {
+    /// What came has to have gone again.
+    fn ensure_restored(&mut self) -> Result<()> {
+        ensure!(self.kernel.observe()? == self.cold, "the kernel does not hold what it held before");
+        Ok(())
+    }
 }
 
 fn ensure_complete(cluster: Cluster, state: &State) -> Result<()> {
@@ -358,10 +378,10 @@ fn ensure_complete(cluster: Cluster, state: &State) -> Result<()> {
     Ok(())
 }
 
-fn since(begin: SystemTime, end: SystemTime) -> Result<Duration> {
+pub(crate) fn since(begin: SystemTime, end: SystemTime) -> Result<Duration> {
     end.duration_since(begin).context("the agent was done before it could begin")
 }
 
-fn megabytes(bytes: u64) -> f64 {
+pub(crate) fn megabytes(bytes: u64) -> f64 {
     f64::from(u32::try_from(bytes / 1000).unwrap_or(u32::MAX)) / 1000.0
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use model::{Family, Member, VirtualServerKey};
 use plan::{Plan, Stage, Step};
@@ -46,6 +47,7 @@ impl Kernel {
                 setbacks.note(&failure.step, &failure.error);
             }
         }
+        report.in_kernel += self.ipset.take_time_in_kernel() + self.ipvs.take_time_in_kernel() + self.vips.take_time_in_kernel();
         report
     }
 
@@ -60,12 +62,14 @@ impl Kernel {
             Stage::VirtualServers | Stage::RealServers | Stage::RemoveVirtualServers => self.ipvs.apply(steps, report),
             Stage::Vips | Stage::UnbindVips => self.vips.apply(steps, report),
             Stage::Rules | Stage::RemoveRules => {
+                let begun = Instant::now();
                 for (index, step) in steps {
                     let Step::ChangeRules(family, change) = step else { continue };
                     if let Err(error) = self.flavour.apply(*family, change) {
                         report.fail(*index, (*step).clone(), error);
                     }
                 }
+                report.in_kernel += begun.elapsed();
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The ipsets.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use model::{Family, Member, Set, SetKind, SetState};
 use neli::consts::socket::NlFamily;
@@ -41,6 +42,11 @@ const TEMPORARY: &str = "KUBE-IPVS-GROWING";
 const EINVAL: i32 = 22;
 
 impl Ipset {
+    /// How long changes have been with the kernel since this was last asked.
+    pub(crate) fn take_time_in_kernel(&mut self) -> Duration {
+        self.socket.take_time_in_kernel()
+    }
+
     /// Opens a socket.
     ///
     /// # Errors

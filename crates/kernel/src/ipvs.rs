@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use model::{
     Family, Protocol, RealServer, RealServerCounters, RealServerKey, Scheduler, TrafficCounters, VirtualServer,
@@ -63,6 +64,11 @@ struct Subject {
 }
 
 impl Ipvs {
+    /// How long changes have been with the kernel since this was last asked.
+    pub(crate) fn take_time_in_kernel(&mut self) -> Duration {
+        self.socket.take_time_in_kernel()
+    }
+
     /// Opens IPVS; loads its module when it is not there yet.
     pub(crate) fn open() -> Result<Self, Error> {
         let mut socket = Socket::for_requests(NlFamily::Generic, "IPVS")?;

@@ -1,6 +1,7 @@
 //! How it went with a plan.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use model::State;
 use plan::{Plan, Step};
@@ -12,6 +13,8 @@ use crate::Error;
 pub struct Report {
     /// What the kernel did not do, in the order of the plan.
     pub failures: Vec<Failure>,
+    /// How much of the time was the kernel's, or that of the programs that install packet rules.
+    pub in_kernel: Duration,
     /// The steps, by their place in the plan, that were not carried out: refused, or left alone because of another's failure.
     undone: BTreeSet<usize>,
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
 
 use neli::consts::socket::{Msg, NlFamily};
 use neli::socket::NlSocket;
@@ -25,6 +26,8 @@ pub(crate) struct Socket {
     what: &'static str,
     buffer: Vec<u8>,
     seq: u32,
+    /// How long batches have been with the kernel.
+    in_kernel: Duration,
 }
 
 /// A message of a batch that the kernel did not carry out.
@@ -50,7 +53,7 @@ impl Socket {
         let failed = |error: io::Error| Error::io(format!("opening the {what} netlink socket"), error);
         let inner = NlSocket::connect(family, None, groups).map_err(failed)?;
         inner.enable_ext_ack(true).map_err(failed)?;
-        Ok(Self { inner, what, buffer: vec![0; buffer], seq: 0 })
+        Ok(Self { inner, what, buffer: vec![0; buffer], seq: 0, in_kernel: Duration::ZERO })
     }
 
     /// The same, for requests and dumps.
@@ -97,14 +100,21 @@ impl Socket {
     /// When the answers were lost or make no sense: then it is not known what was carried out.
     pub(crate) fn execute(&mut self, batch: &mut Batch, seqs: RangeInclusive<u32>) -> Result<Vec<Refusal>, Error> {
         batch.acknowledge_last();
+        let begun = Instant::now();
         let sent = self.inner.send(batch.as_bytes(), Msg::empty());
         batch.clear();
         sent.map_err(|error| self.failed(error))?;
         let result = self.collect(&seqs);
+        self.in_kernel += begun.elapsed();
         if result.is_err() {
             self.drain();
         }
         result
+    }
+
+    /// How long batches have been with the kernel since this was last asked.
+    pub(crate) fn take_time_in_kernel(&mut self) -> Duration {
+        std::mem::take(&mut self.in_kernel)
     }
 
     fn collect(&mut self, seqs: &RangeInclusive<u32>) -> Result<Vec<Refusal>, Error> {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use model::{DEVICE, Family, Via, Vip};
 use neli::consts::socket::NlFamily;
@@ -26,6 +27,11 @@ const LOOPBACK: u32 = 1;
 const EOPNOTSUPP: i32 = 95;
 
 impl Vips {
+    /// How long changes have been with the kernel since this was last asked.
+    pub(crate) fn take_time_in_kernel(&mut self) -> Duration {
+        self.socket.take_time_in_kernel()
+    }
+
     /// Opens a socket.
     ///
     /// # Errors

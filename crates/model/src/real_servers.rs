@@ -88,7 +88,6 @@ impl RealServers {
     }
 
     /// Keys and settings, in order.
-    #[must_use]
     pub fn iter(&self) -> Iter<'_> {
         self.into_iter()
     }

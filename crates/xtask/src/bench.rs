@@ -48,6 +48,9 @@ pub(crate) struct Arguments {
     /// Time between two audits where audits are measured, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     audit_period: u32,
+    /// How many random changes come and go before memory is looked at again; 0 leaves that out
+    #[arg(long, value_name = "NUMBER", default_value_t = 100_000)]
+    growth: u32,
     /// Guest kernel: `base`, `newest`, or a series such as 6.1
     #[arg(long, default_value = "base")]
     kernel: Wanted,
@@ -100,8 +103,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 fn script(arguments: &Arguments) -> String {
     let mut script = "mount -t cgroup2 none /sys/fs/cgroup || exit 1\n".to_owned();
     for services in &arguments.services {
-        let (period, idle) = (arguments.audit_period, arguments.idle);
-        let _ = writeln!(script, "unshare --net bench --services {services} --audit-period {period} --idle {idle} || exit 1");
+        let Arguments { audit_period, idle, growth, .. } = arguments;
+        let _ = writeln!(
+            script,
+            "unshare --net bench --services {services} --audit-period {audit_period} --idle {idle} --growth {growth} || exit 1"
+        );
     }
     script
 }

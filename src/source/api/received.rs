@@ -1,12 +1,11 @@
 //! Objects as they come in. kube wants to know what they are and which version they have; decoded is no more of them than is read.
 
-use crate::source::Kind;
-use crate::source::Object;
+use crate::source::{Kind, Object, decoding};
 use desired::object::{EndpointSlice, Node, ObjectMeta, Service};
 use k8s_openapi::api::{core, discovery};
 use kube::Resource;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use std::borrow::Cow;
 use std::fmt::Debug;
 
@@ -22,10 +21,14 @@ pub(super) trait Watched: Into<Object> + Clone + Debug + DeserializeOwned + Send
 }
 
 /// An object that has come in.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(transparent)]
-#[serde(bound = "T: DeserializeOwned")]
+#[derive(Clone, Debug)]
 pub(super) struct Received<T>(pub(super) T);
+
+impl<'de, T: Watched> Deserialize<'de> for Received<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        decoding::counted(|| T::deserialize(deserializer)).map(Self)
+    }
+}
 
 impl<T: Watched> Resource for Received<T> {
     type DynamicType = ();

@@ -1,7 +1,7 @@
 //! Manifest text → objects, with the line of whatever is wrong.
 
 use super::defaults;
-use crate::source::Object;
+use crate::source::{Object, decoding};
 use desired::object::{EndpointSlice, Node, Service};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -56,7 +56,8 @@ const MAX_QUOTE: usize = 80;
 
 /// The objects in a file, with the defaults filled in that an API server would have. The error is a sentence with file and line.
 pub(super) fn objects(path: &Path, text: &str) -> Result<Parsed, String> {
-    parse(path, text).map_err(|broken| format!("{}, line {}: {}", path.display(), broken.line, broken.message))
+    decoding::counted(|| parse(path, text))
+        .map_err(|broken| format!("{}, line {}: {}", path.display(), broken.line, broken.message))
 }
 
 fn parse(path: &Path, text: &str) -> Result<Parsed, Broken> {

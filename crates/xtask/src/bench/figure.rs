@@ -29,6 +29,8 @@ enum Goal {
     Faster(f64),
     /// At most this.
     AtMost(f64),
+    /// At least this.
+    AtLeast(f64),
 }
 
 /// Reads a line of the console; `None` when there is no figure in it.
@@ -43,7 +45,8 @@ fn read(text: &str) -> Result<Figure> {
     let goal = None
         .or(number("/goal/times").map(|times| Goal::Times(times, number("/goal/plus").unwrap_or_default())))
         .or(number("/goal/faster").map(Goal::Faster))
-        .or(number("/goal/at_most").map(Goal::AtMost));
+        .or(number("/goal/at_most").map(Goal::AtMost))
+        .or(number("/goal/at_least").map(Goal::AtLeast));
     Ok(Figure {
         services: value.pointer("/services").and_then(Value::as_u64).context("no services")?,
         scenario: text("/scenario").context("no scenario")?,
@@ -68,6 +71,7 @@ impl Figure {
             Goal::Times(times, plus) => self.value <= reference? * times + plus,
             Goal::Faster(times) => self.value * times <= reference?,
             Goal::AtMost(most) => self.value <= most,
+            Goal::AtLeast(least) => self.value >= least,
         })
     }
 
@@ -109,6 +113,7 @@ impl fmt::Display for Goal {
             Self::Times(times, plus) => write!(out, "<= {times} x + {plus} ms"),
             Self::Faster(times) => write!(out, "{times} x faster"),
             Self::AtMost(most) => write!(out, "<= {most:.4}"),
+            Self::AtLeast(least) => write!(out, ">= {least:.4}"),
         }
     }
 }
