@@ -91,6 +91,16 @@ impl Ipvs {
         with_servers.collect()
     }
 
+    /// Whether any of these virtual servers is not there. They should be few: each is answered with all that the kernel knows of it.
+    pub(crate) fn lacks_any(&mut self, keys: &BTreeSet<VirtualServerKey>) -> Result<bool, Error> {
+        let codec = self.codec;
+        let mut pipeline = Pipeline::new(&mut self.socket, refused);
+        for key in keys {
+            pipeline.push((), |batch, seq| codec.get_service(batch, seq, key));
+        }
+        pipeline.finish().lacks_any(Error::is_gone)
+    }
+
     /// The whole table with its counters.
     pub(crate) fn table(&mut self) -> Result<Table, Error> {
         let codec = self.codec;

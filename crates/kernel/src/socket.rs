@@ -84,6 +84,11 @@ impl Socket {
         let _ = self.inner.enable_strict_checking(true);
     }
 
+    /// The number by which the kernel calls this socket (`nlmsg_pid`).
+    pub(crate) fn port(&self) -> Result<u32, Error> {
+        self.inner.pid().map_err(|error| self.failed(error))
+    }
+
     /// The next sequence number.
     pub(crate) fn next_seq(&mut self) -> u32 {
         // 0 is what notifications carry.
