@@ -27,6 +27,7 @@ mod monitor;
 mod observe;
 mod pipeline;
 mod preflight;
+mod program;
 mod removals;
 mod report;
 mod rules;
