@@ -572,3 +572,6 @@ impl Reconciler {
         self.ledger.keys().filter_map(|key| Some((key.to_string(), self.ledger.owner(&key)?.to_string()))).collect()
     }
 }
+
+#[cfg(test)]
+mod faults;

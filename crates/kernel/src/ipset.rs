@@ -65,6 +65,10 @@ impl Ipset {
         Ok(Self { codec, socket, revisions: BTreeMap::new() })
     }
 
+    pub(crate) const fn sockets(&mut self) -> [&mut Socket; 1] {
+        [&mut self.socket]
+    }
+
     /// Those of our sets that exist.
     ///
     /// # Errors

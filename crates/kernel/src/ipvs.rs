@@ -81,6 +81,10 @@ impl Ipvs {
         Ok(Self { codec: Codec::new(family), socket, dests: Socket::for_small_dumps(NlFamily::Generic, "IPVS")? })
     }
 
+    pub(crate) const fn sockets(&mut self) -> [&mut Socket; 2] {
+        [&mut self.socket, &mut self.dests]
+    }
+
     /// All virtual servers with their real servers. Those that the model has no words for are left out; they are not ours.
     pub(crate) fn observe(&mut self) -> Result<BTreeMap<VirtualServerKey, VirtualServer>, Error> {
         let virtual_servers = self.services(|service| Ok((service.key, service.config)))?;

@@ -49,6 +49,7 @@ pub use preflight::supported_families;
 pub use removals::Removals;
 pub use report::{Failure, Report};
 pub use rules::Flavour;
+pub use socket::Interference;
 pub use vips::Vips;
 
 use ipvs::Ipvs;
@@ -80,6 +81,14 @@ impl Kernel {
             flavour: Flavour::detect()?,
             families: families.clone(),
         })
+    }
+
+    /// Has all that is said to the kernel from now on, and all it answers, go by somebody who spoils some of it; each socket has one of
+    /// its own. For tests.
+    pub fn interfere(&mut self, mut with: impl FnMut() -> Box<dyn Interference>) {
+        let Self { ipvs, ipset, vips, conntrack, .. } = self;
+        let sockets = ipvs.sockets().into_iter().chain(ipset.sockets()).chain(vips.sockets()).chain(conntrack.sockets());
+        sockets.for_each(|socket| socket.interfere(with()));
     }
 
     /// Which iptables the packet rules are in.

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use model::DEVICE;
 use neli::consts::socket::NlFamily;
-use neli::utils::Groups;
 use wire::rtnl::{
     GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS, GROUP_LINK, RTM_DELADDR, RTM_DELLINK, RTM_NEWLINK, parse_address, parse_link,
 };
@@ -41,8 +40,8 @@ impl Monitor {
     /// # Errors
     /// When the sockets cannot be opened.
     pub fn open() -> Result<Self, Error> {
-        let groups = Groups::new_groups(&[GROUP_LINK, GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS]);
-        let notifications = Socket::subscribed(NlFamily::Route, "notification", BUFFER, groups)?;
+        const GROUPS: &[u32] = &[GROUP_LINK, GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS];
+        let notifications = Socket::subscribed(NlFamily::Route, "notification", BUFFER, GROUPS)?;
         Ok(Self { notifications, vips: Vips::open()? })
     }
 

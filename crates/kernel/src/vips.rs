@@ -31,9 +31,11 @@ impl Vips {
     /// # Errors
     /// When that fails.
     pub fn open() -> Result<Self, Error> {
-        let socket = Socket::for_requests(NlFamily::Route, "route")?;
-        socket.check_strictly();
-        Ok(Self { socket, strays: Vec::new() })
+        Ok(Self { socket: Socket::for_filtered_dumps(NlFamily::Route, "route")?, strays: Vec::new() })
+    }
+
+    pub(crate) const fn sockets(&mut self) -> [&mut Socket; 1] {
+        [&mut self.socket]
     }
 
     /// The number by which the kernel calls the socket that changes VIPs.

@@ -71,7 +71,16 @@ pub(crate) fn packages_with_test(name: &str) -> Result<Vec<String>> {
 
 /// Builds the integration test target of this name in one package, without running it.
 pub(crate) fn test_program(package: &str, name: &str) -> Result<TestProgram> {
-    let output = cargo(&["test", "--no-run", "--package", package, "--test", name, "--message-format=json-render-diagnostics"])
+    program_of(package, "--test", name)
+}
+
+/// Builds the unit tests of a program, without running them.
+pub(crate) fn unit_tests(package: &str) -> Result<TestProgram> {
+    program_of(package, "--bin", package)
+}
+
+fn program_of(package: &str, kind: &str, name: &str) -> Result<TestProgram> {
+    let output = cargo(&["test", "--no-run", "--package", package, kind, name, "--message-format=json-render-diagnostics"])
         .stderr(Stdio::inherit())
         .output()
         .context("cannot run cargo")?;
@@ -82,6 +91,7 @@ pub(crate) fn test_program(package: &str, name: &str) -> Result<TestProgram> {
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|message| text(message, "/reason") == Some("compiler-artifact") && text(message, "/target/name") == Some(name))
+        .filter(|message| message.pointer("/profile/test") == Some(&Value::Bool(true)))
         .find_map(|message| {
             Some(TestProgram {
                 package: package.to_owned(),
