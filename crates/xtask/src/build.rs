@@ -30,6 +30,14 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.current_dir(root()).args(arguments).stdin(Stdio::null());
+    // What cargo has told this program of itself is not for what is built now: build scripts that ask for it would run again each time,
+    // and all that depends on them be built again.
+    for (name, _) in std::env::vars_os() {
+        let is_package = |name: &str| ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"].iter().any(|start| name.starts_with(start));
+        if name.to_str().is_some_and(is_package) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
