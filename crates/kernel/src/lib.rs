@@ -2,7 +2,8 @@
 //!
 //! [`Kernel`] is the one thing that needs privileges: it owns the netlink sockets and runs the two iptables programs. Everything in it
 //! blocks, and none of it waits: netlink does its work inside the system call. `plan` says what to do, `wire` knows the bytes, and
-//! the agent around it decides when. A [`Monitor`] follows the node's addresses, [`Removals`] what others take away, and [`sysctl`] has the settings that IPVS needs.
+//! the agent around it decides when. A [`Monitor`] follows the node's addresses, [`Removals`] what others take away, and [`sysctl`] has
+//! the settings that IPVS needs.
 //!
 //! Three rules hold throughout. What could not be read is an error, never an empty result. What the kernel refuses is data in a
 //! [`Report`], and does not stop the rest. And what is removed is what a plan names, nothing else.
