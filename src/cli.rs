@@ -51,6 +51,11 @@ pub(crate) struct Run {
     #[arg(long, alias = "ipvs-sync-period", default_value = "30s", value_name = "DURATION", value_parser = duration)]
     pub(crate) audit_period: Duration,
 
+    /// How often to look whether other tools have emptied the IPVS table or a set, of which the kernel tells nobody; 0s for never. It asks for a
+    /// handful of entries, whatever there is; single ones that others change are for the audit
+    #[arg(long, default_value = "1s", value_name = "DURATION", value_parser = duration_or_never)]
+    pub(crate) check_period: Duration,
+
     /// Where to serve /healthz and /livez; empty for nowhere
     #[arg(long, default_value = "0.0.0.0:10256", value_name = "IP:PORT", value_parser = Bind::parse)]
     pub(crate) healthz_bind_address: Bind,
@@ -357,6 +362,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     if total.is_zero() { Err(invalid()) } else { Ok(total) }
 }
 
+/// The same, or `0s`.
+fn duration_or_never(text: &str) -> Result<Duration, String> {
+    if text == "0s" { Ok(Duration::ZERO) } else { duration(text).map_err(|error| format!("{error}, or 0s for never")) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -383,6 +393,13 @@ mod tests {
         for wrong in ["", "30", "s", "-1s", "0s", "1y", "99999999999999999999h", "18446744073709551615h"] {
             assert!(duration(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_period_may_be_never() {
+        assert_eq!(duration_or_never("0s"), Ok(Duration::ZERO));
+        assert_eq!(duration_or_never("500ms"), Ok(Duration::from_millis(500)));
+        assert!(duration_or_never("0").unwrap_err().contains("0s for never"));
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub(crate) struct Health {
     pub(crate) differing: Option<Differing>,
     /// Whether a complete pass has been made, successful or not.
     pub(crate) synced_once: bool,
+    /// When the reconciler's thread last came round. It does so at least every [`HEARTBEAT`].
+    pub(crate) came_round: Option<Instant>,
 }
 
 /// Desired and kernel differ.
@@ -23,11 +25,22 @@ pub(crate) struct Differing {
 /// How long desired and kernel may differ before the node counts as unhealthy: kube-proxy's limit, two of its sync periods.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// How long the reconciler's thread may sleep.
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// How long one turn of the reconciler may take before it counts as stuck, as in a system call that does not return: many times what the
+/// first synchronisation of ten thousand Services takes.
+const STUCK: Duration = Duration::from_secs(120);
+
 impl Health {
     /// `None` when healthy, else the reason in a sentence.
     pub(crate) fn unhealthy(&self, now: Instant) -> Option<String> {
         if !self.synced_once {
             return Some("the first synchronisation has not finished".to_owned());
+        }
+        let away = self.came_round.map_or(Duration::ZERO, |then| now.saturating_duration_since(then));
+        if away >= STUCK {
+            return Some(format!("the reconciler has been stuck for {} s", away.as_secs()));
         }
         let differing = self.differing.as_ref()?;
         let elapsed = now.saturating_duration_since(differing.since);
@@ -71,5 +84,16 @@ mod tests {
 
         health.note(start + LIMIT * 2, Ok(()));
         assert_eq!(health.unhealthy(start + LIMIT * 2), None);
+    }
+
+    #[test]
+    fn j8_a_reconciler_that_does_not_come_round_is_not_healthy() {
+        let start = Instant::now();
+        let mut health = Health { synced_once: true, came_round: Some(start), ..Health::default() };
+        health.note(start, Ok(()));
+        assert_eq!(health.unhealthy(start + STUCK - HEARTBEAT), None);
+        assert_eq!(health.unhealthy(start + STUCK).unwrap(), "the reconciler has been stuck for 120 s");
+        health.came_round = Some(start + STUCK);
+        assert_eq!(health.unhealthy(start + STUCK), None);
     }
 }

@@ -3,13 +3,14 @@
 //! A queue would either grow while the kernel is busy or block whoever fills it. Here the sender never waits, the memory is bounded by
 //! the number of Services, and a burst of changes to one Service costs one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use desired::{Fragment, ServiceName};
+use kernel::Part;
 use model::{Family, Rules};
 use tokio::sync::oneshot;
 
@@ -26,8 +27,10 @@ pub(crate) struct Letter {
     pub(crate) node: Option<NodeSettings>,
     /// Everything that exists has been listed: what is not desired may be removed.
     pub(crate) complete: bool,
-    /// A device, address or route that virtual servers depend on may be gone.
-    pub(crate) disturbed: bool,
+    /// Of these parts of what the kernel holds, others may have taken something away.
+    pub(crate) disturbed: BTreeSet<Part>,
+    /// Addresses that the device of the VIPs has lost, be it to this process.
+    pub(crate) unbound: BTreeSet<IpAddr>,
     /// Who wants to know the Service behind each virtual server.
     pub(crate) names: Vec<oneshot::Sender<Names>>,
     /// No more letters will come.
@@ -48,8 +51,8 @@ pub(crate) struct NodeSettings {
 
 impl Letter {
     fn is_empty(&self) -> bool {
-        let Self { urgent, services, node, complete, disturbed, names, stop } = self;
-        let quiet = !(*complete || *disturbed || *stop);
+        let Self { urgent, services, node, complete, disturbed, unbound, names, stop } = self;
+        let quiet = !(*complete || *stop) && disturbed.is_empty() && unbound.is_empty();
         urgent.is_empty() && services.is_empty() && node.is_none() && names.is_empty() && quiet
     }
 }
@@ -120,7 +123,7 @@ mod tests {
     #[test]
     fn what_comes_before_a_letter_is_ripe_is_in_it() {
         let mailbox = Mailbox::default();
-        mailbox.post(|letter| letter.disturbed = true);
+        mailbox.post(|letter| letter.stop = true);
         let ripe = Instant::now() + Duration::from_millis(200);
         let writer = std::thread::spawn({
             let mailbox = mailbox.clone();
@@ -130,7 +133,7 @@ mod tests {
             }
         });
         let letter = mailbox.take_after(Some(ripe), Duration::from_secs(60)).unwrap();
-        assert!(letter.disturbed && letter.complete && Instant::now() >= ripe);
+        assert!(letter.stop && letter.complete && Instant::now() >= ripe);
         assert!(mailbox.take_after(Some(ripe), Duration::ZERO).is_none());
         writer.join().unwrap();
     }

@@ -40,6 +40,8 @@ pub(crate) enum Pass {
     Change,
     /// A comparison of everything, to find what others changed and to try again what was refused.
     Audit,
+    /// A comparison with a part that was read again, because something of it had been found missing.
+    Repair,
 }
 
 /// What a change goes through, from the API server's bytes to the kernel.
@@ -80,6 +82,7 @@ impl Pass {
             Self::Start => "start",
             Self::Change => "change",
             Self::Audit => "audit",
+            Self::Repair => "repair",
         }
     }
 }
@@ -169,7 +172,7 @@ impl Metrics {
             repairs: register(
                 &registry,
                 IntCounterVec::new(
-                    Opts::new("repairs_total", "Steps an audit took to undo changes made by others, by stage."),
+                    Opts::new("repairs_total", "Steps that were taken to undo changes made by others, by stage."),
                     &["stage"],
                 )?,
             )?,

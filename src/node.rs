@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use desired::InterfaceAddress;
-use kernel::Monitor;
+use kernel::{Monitor, Notice, Part};
 use tokio::sync::watch;
 use tracing::{debug, error, warn};
 
@@ -56,8 +56,11 @@ pub(crate) fn follow(mailbox: Mailbox) -> anyhow::Result<watch::Receiver<Network
         loop {
             match monitor.wait(SETTLE) {
                 Ok(notice) => {
-                    if notice.device {
-                        mailbox.post(|letter| letter.disturbed = true);
+                    if notice != Notice::default() {
+                        mailbox.post(|letter| {
+                            letter.disturbed.extend(notice.device.then_some(Part::Vips));
+                            letter.unbound.extend(notice.unbound);
+                        });
                     }
                 }
                 Err(error) => {

@@ -5,23 +5,26 @@
 //! and soon after a failure that leaves it open what the kernel did.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use desired::{Config, Ledger};
 use ipnetwork::IpNetwork;
-use kernel::{Failure, Kernel, Report};
-use model::{Family, Rules, Scheduler, Scope, Set, State};
+use kernel::{Failure, Kernel, Part, Report, sysctl};
+use model::{Family, Rules, Scheduler, Scope, Set, State, Via, Vip};
 use plan::{Order, Ownership, Plan, Step, plan};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
+use crate::disturbances::Disturbances;
 use crate::drain::{Drains, Limits};
-use crate::health::Health;
+use crate::health::{HEARTBEAT, Health};
 use crate::mailbox::{Fragments, Letter, Mailbox, NodeSettings};
 use crate::metrics::{Metrics, Pass, Phase};
 use crate::news::News;
+use crate::patrol::Patrol;
 use crate::refusals::Refusals;
 use crate::register::Origin;
 use crate::schedulers::Schedulers;
@@ -39,11 +42,16 @@ const ADOPTED: Duration = Duration::from_secs(10);
 /// changes share what each pass costs beside them.
 const GATHERING: Duration = Duration::from_millis(2);
 
+/// How many steps of a repair are named in the log, of each stage.
+const NAMED_STEPS: usize = 3;
+
 /// What shapes the reconciler's work.
 pub(crate) struct Settings {
     pub(crate) config: Config,
     pub(crate) excluded: Vec<IpNetwork>,
     pub(crate) audit_period: Duration,
+    /// Zero for never.
+    pub(crate) check_period: Duration,
     pub(crate) drain: Limits,
 }
 
@@ -60,6 +68,7 @@ pub(crate) struct Running {
 /// # Errors
 /// When no thread can be made.
 pub(crate) fn spawn(kernel: Kernel, settings: Settings, mailbox: Mailbox, news: News, metrics: Metrics) -> anyhow::Result<Running> {
+    let now = Instant::now();
     let (health, health_of) = watch::channel(Health::default());
     let (lacking, lacking_schedulers) = watch::channel(BTreeSet::new());
     let reconciler = Reconciler {
@@ -77,7 +86,9 @@ pub(crate) fn spawn(kernel: Kernel, settings: Settings, mailbox: Mailbox, news: 
         complete: false,
         refused: Refusals::default(),
         news,
-        next_audit: Instant::now() + settings.audit_period,
+        next_audit: now + settings.audit_period,
+        patrol: Patrol::new(settings.check_period, now),
+        disturbances: Disturbances::new(now),
         retry: RETRY,
         settings,
         metrics,
@@ -112,6 +123,9 @@ struct Reconciler {
     refused: Refusals,
     news: News,
     next_audit: Instant,
+    patrol: Patrol,
+    /// What others may have changed.
+    disturbances: Disturbances,
     /// The wait before the next observation after a failure. Doubles up to the audit period.
     retry: Duration,
     metrics: Metrics,
@@ -123,9 +137,9 @@ impl Reconciler {
         // While the API server's lists are on their way.
         self.adopt();
         loop {
-            let due = self.drains.next_check().map_or(self.next_audit, |check| check.min(self.next_audit));
+            self.came_round();
             let gathering = self.gathering_until.take();
-            match mailbox.take_after(gathering, due.saturating_duration_since(Instant::now())) {
+            match mailbox.take_after(gathering, self.patience()) {
                 Some(letter) if letter.stop => return,
                 Some(letter) => self.read(letter),
                 None => {}
@@ -134,12 +148,33 @@ impl Reconciler {
             if self.drains.next_check().is_some_and(|check| check <= now) {
                 self.drain(Pass::Change);
             }
+            if self.patrol.next().is_some_and(|look| look <= now) {
+                self.look_around(now);
+            }
             if self.next_audit <= now {
                 self.audit();
+            } else if self.complete {
+                self.repair(now);
             }
             // Once for all that has been done since the last time: each look at flows costs what there are of them on the node.
             self.forget_stale_flows();
         }
+    }
+
+    /// How long there is nothing to do unless a letter comes.
+    fn patience(&self) -> Duration {
+        let now = Instant::now();
+        let disturbed = self.disturbances.due().filter(|_| self.complete);
+        let due = [Some(self.next_audit), self.drains.next_check(), self.patrol.next(), disturbed];
+        due.into_iter().flatten().map(|due| due.saturating_duration_since(now)).fold(HEARTBEAT, Duration::min)
+    }
+
+    /// Leaves a sign of life. Nobody is woken by it.
+    fn came_round(&self) {
+        self.health.send_if_modified(|health| {
+            health.came_round = Some(Instant::now());
+            false
+        });
     }
 
     fn read(&mut self, letter: Letter) {
@@ -176,10 +211,16 @@ impl Reconciler {
             self.news.post(Origin::Others, self.ledger.take_problems());
             self.change(&scope, false);
         }
-        if letter.disturbed {
-            // What we do ourselves does not count as a disturbance, so this cannot chase itself. It can come in bursts, though.
-            self.next_audit = self.next_audit.min(Instant::now() + RETRY);
+        self.disturbances.note(letter.disturbed);
+        if self.holds_any(&letter.unbound) {
+            self.disturbances.note([Part::Vips]);
         }
+    }
+
+    /// Whether any of these addresses is taken to be bound as such: then it was not this process that has unbound it.
+    fn holds_any(&self, addresses: &BTreeSet<IpAddr>) -> bool {
+        let holds = |observed: &State, address| observed.vips.contains_key(&Vip::new(address, Via::Address));
+        self.observed.as_ref().is_some_and(|observed| addresses.iter().any(|address| holds(observed, *address)))
     }
 
     fn merge(&mut self, fragments: Fragments) -> Scope {
@@ -318,13 +359,52 @@ impl Reconciler {
         }
     }
 
+    /// Looks whether some of what must be there is.
+    fn look_around(&mut self, now: Instant) {
+        self.patrol.put_off(now);
+        let Some(observed) = self.observed.as_ref().filter(|_| self.complete) else { return };
+        let sample = self.patrol.sample(observed, |key| self.ledger.owner(key).is_some());
+        match self.kernel.missing(&sample) {
+            Ok(parts) => self.disturbances.note(parts),
+            // An audit that cannot read either says so.
+            Err(error) => debug!(%error, "cannot look whether everything is there"),
+        }
+    }
+
+    /// Observes the parts again that others may have changed, and repairs what differs.
+    fn repair(&mut self, now: Instant) {
+        let parts = self.disturbances.take(now);
+        // Where it is not known what the kernel holds, a pass over everything is due anyway.
+        let Some(mut observed) = self.observed.take_if(|_| !parts.is_empty()) else { return };
+        match parts.iter().try_for_each(|part| self.kernel.observe_part(*part, &mut observed)) {
+            Ok(()) => {
+                if parts.contains(&Part::Rules) && observed.rules == self.rules {
+                    self.disturbances.note_good_rules();
+                }
+                self.pass_over(Pass::Repair, observed, now);
+            }
+            Err(error) => self.failed(Pass::Repair, now, &error),
+        }
+    }
+
     /// Observes everything and repairs what differs.
     fn audit(&mut self) {
         self.stale_flows.try_again();
         if self.complete {
+            self.keep_sysctls();
             self.pass(Pass::Audit);
         } else {
             self.next_audit = Instant::now() + self.settings.audit_period;
+        }
+    }
+
+    /// Sets again what others have set otherwise. What cannot be set was said at the start.
+    fn keep_sysctls(&self) {
+        for sysctl in &sysctl::NEEDED {
+            if let sysctl::Outcome::Set { from } = sysctl.ensure() {
+                warn!("set {} again, from {from} to {}, which another tool has changed", sysctl.name, sysctl.value);
+                self.metrics.repairs.with_label_values(&["sysctls"]).inc();
+            }
         }
     }
 
@@ -354,8 +434,10 @@ impl Reconciler {
 
     /// Compares everything with what was `observed`, and brings it in line.
     fn pass_over(&mut self, pass: Pass, observed: State, begun: Instant) {
-        self.next_audit = begun + self.settings.audit_period;
-        self.refused.clear();
+        if pass != Pass::Repair {
+            self.next_audit = begun + self.settings.audit_period;
+            self.refused.clear();
+        }
         let mut desired = self.ledger.complete();
         desired.rules.clone_from(&self.rules);
         self.schedulers.ask_again(&desired, |scheduler| self.kernel.offers(scheduler));
@@ -366,10 +448,12 @@ impl Reconciler {
         // What is remembered of the kernel grows by what is done now, into the memory that this takes.
         drop(desired);
         self.observed = Some(observed);
-        if pass == Pass::Audit {
+        if matches!(pass, Pass::Audit | Pass::Repair) {
             for (stage, steps) in plan.stages() {
-                warn!(%stage, steps = steps.len(), "repairing what others changed or the kernel refused before");
-                self.metrics.repairs.with_label_values(&[&stage.to_string()]).inc_by(steps.len() as u64);
+                let named: Vec<_> = steps.iter().take(NAMED_STEPS).map(ToString::to_string).collect();
+                let (steps, named) = (steps.len(), named.join("; "));
+                warn!(%stage, steps, "repairing what others changed or the kernel refused before: {named}");
+                self.metrics.repairs.with_label_values(&[&stage.to_string()]).inc_by(steps as u64);
             }
         }
         self.apply(&plan, pass, begun);
@@ -390,6 +474,9 @@ impl Reconciler {
         let report = self.kernel.apply(plan);
         self.metrics.count_phase(Phase::Kernel, report.in_kernel);
         self.metrics.count_phase(Phase::Encode, applying.elapsed().saturating_sub(report.in_kernel));
+        if plan.steps().any(|step| matches!(step, Step::ChangeRules(..))) {
+            self.disturbances.note_own_rules(Instant::now());
+        }
         self.note(plan, &report);
         let unscheduled = self.unscheduled(&report);
         if report.leaves_state_unknown() {
@@ -516,3 +603,6 @@ impl Reconciler {
         self.ledger.keys().filter_map(|key| Some((key.to_string(), self.ledger.owner(&key)?.to_string()))).collect()
     }
 }
+
+#[cfg(test)]
+mod faults;

@@ -36,7 +36,7 @@ use crate::relay::Relays;
 use crate::source::Event;
 use crate::source::api::{ApiSource, Tuning, connect};
 use crate::source::manifests::ManifestSource;
-use crate::{events, node, status};
+use crate::{events, node, removals, status};
 
 /// Events that may wait before whoever reads the API server has to.
 const EVENTS: usize = 1024;
@@ -72,11 +72,13 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
     let metrics = Metrics::new().context("cannot register metrics")?;
     let mailbox = Mailbox::default();
     let network = node::follow(mailbox.clone())?;
+    removals::follow(&kernel, &mailbox)?;
     let sockets = Sockets::follow(arguments.audit_period)?;
     let settings = Settings {
         config: config.clone(),
         excluded: arguments.proxy.exclude_cidrs.clone(),
         audit_period: arguments.audit_period,
+        check_period: arguments.check_period,
         drain: Limits { connections: arguments.proxy.drain_timeout, datagrams: arguments.proxy.udp_drain_timeout },
     };
     let news = News::default();

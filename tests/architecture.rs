@@ -16,7 +16,8 @@ const MAY_USE: [(&str, &[&str]); 6] = [
     ("desired", &["model", "ipnetwork", "k8s-openapi", "serde"]),
     ("plan", &["model", "ipnetwork"]),
     ("wire", &["model", "ipnetwork", "thiserror"]),
-    ("kernel", &["plan", "wire", "model", "neli", "thiserror", "tracing"]),
+    // rustix and socket2 for sockets whose notifications the kernel filters, which neli does not let anybody ask for.
+    ("kernel", &["plan", "wire", "model", "neli", "rustix", "socket2", "thiserror", "tracing"]),
     (
         "kube-ipvs",
         &[

@@ -13,6 +13,7 @@ mod foreign;
 mod matrix;
 mod policies;
 mod random;
+mod repair;
 mod schedulers;
 mod sizes;
 mod start;

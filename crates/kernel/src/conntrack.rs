@@ -24,6 +24,10 @@ impl Conntrack {
         Ok(Self { socket: Socket::for_requests(NlFamily::Netfilter, "conntrack")? })
     }
 
+    pub(crate) const fn sockets(&mut self) -> [&mut Socket; 1] {
+        [&mut self.socket]
+    }
+
     /// Has the kernel forget the UDP flows of `family` for which `stale` holds, and returns how many there were. The next packet of such
     /// a flow begins it anew.
     ///

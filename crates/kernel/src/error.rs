@@ -40,7 +40,10 @@ enum Cause {
 const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
 const ESRCH: i32 = 3;
+const EINTR: i32 = 4;
+const EAGAIN: i32 = 11;
 const EACCES: i32 = 13;
+const EBUSY: i32 = 16;
 const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
 const ENOBUFS: i32 = 105;
@@ -140,6 +143,11 @@ impl Error {
     /// Whether the way to the kernel broke down, so that nothing is known of what else went the same way.
     pub(crate) const fn is_breakdown(&self) -> bool {
         matches!(self.cause, Cause::Io(_) | Cause::Malformed(_) | Cause::Interrupted)
+    }
+
+    /// Whether the same request may well succeed when it is made again at once.
+    pub(crate) fn may_pass(&self) -> bool {
+        self.is_breakdown() || matches!(self.errno(), Some(EINTR | EAGAIN | EBUSY | ENOBUFS))
     }
 
     /// Whether it is not known what the kernel did: answers were lost or could not be read, and only an observation can tell.

@@ -9,7 +9,8 @@ use plan::Step;
 use wire::Batch;
 use wire::ipset::{AdtList, Ipset as Codec, ListScope, get_protocol, parse_protocol, parse_set, parse_type};
 
-use crate::socket::Socket;
+use crate::pipeline::Pipeline;
+use crate::socket::{Refusal, Socket};
 use crate::{Error, Report};
 
 /// The ipsets of this network namespace. A [`Kernel`](crate::Kernel) has one; by itself it does without IPVS.
@@ -40,6 +41,8 @@ const MIN_BUCKETS: usize = 1024;
 const TEMPORARY: &str = "KUBE-IPVS-GROWING";
 
 const EINVAL: i32 = 22;
+/// `IPSET_ERR_EXIST`, for the question whether a set has a member: it has not.
+const NO_MEMBER: i32 = 4103;
 
 impl Ipset {
     /// How long changes have been with the kernel since this was last asked.
@@ -66,6 +69,10 @@ impl Ipset {
             Err(error) => return Err(error),
         };
         Ok(Self { codec, socket, revisions: BTreeMap::new() })
+    }
+
+    pub(crate) const fn sockets(&mut self) -> [&mut Socket; 1] {
+        [&mut self.socket]
     }
 
     /// Those of our sets that exist.
@@ -122,6 +129,19 @@ impl Ipset {
             Err(error) if error.is_gone() => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether any of these members is not in its set, or a set is not there.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub fn lacks_any(&mut self, members: &BTreeMap<Set, BTreeSet<Member>>) -> Result<bool, Error> {
+        let codec = self.codec;
+        let mut pipeline = Pipeline::new(&mut self.socket, refused);
+        for (set, member) in members.iter().flat_map(|(set, members)| members.iter().map(move |member| (set, member))) {
+            pipeline.push((), |batch, seq| codec.test(batch, seq, set.name(), member));
+        }
+        pipeline.finish().lacks_any(|error| error.is_gone() || error.errno() == Some(NO_MEMBER))
     }
 
     /// Carries out those of `steps` that are about sets; each comes with its place in the plan.
@@ -235,6 +255,10 @@ impl Ipset {
         self.revisions.insert(key, revision);
         Ok(revision)
     }
+}
+
+fn refused(refusal: &Refusal) -> Error {
+    Error::refused_by_ipset("looking for a member", refusal.errno)
 }
 
 #[derive(Clone, Copy)]

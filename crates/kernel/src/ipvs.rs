@@ -87,6 +87,10 @@ impl Ipvs {
         Ok(Self { codec: Codec::new(family), socket, dests: Socket::for_small_dumps(NlFamily::Generic, "IPVS")? })
     }
 
+    pub(crate) const fn sockets(&mut self) -> [&mut Socket; 2] {
+        [&mut self.socket, &mut self.dests]
+    }
+
     /// All virtual servers with their real servers. Those that the model has no words for are left out; they are not ours.
     pub(crate) fn observe(&mut self) -> Result<BTreeMap<VirtualServerKey, VirtualServer>, Error> {
         let virtual_servers = self.services(|service| Ok((service.key, service.config)))?;
@@ -95,6 +99,16 @@ impl Ipvs {
             Ok((key, VirtualServer { config, real_servers: real_servers.into_iter().collect() }))
         });
         with_servers.collect()
+    }
+
+    /// Whether any of these virtual servers is not there. They should be few: each is answered with all that the kernel knows of it.
+    pub(crate) fn lacks_any(&mut self, keys: &BTreeSet<VirtualServerKey>) -> Result<bool, Error> {
+        let codec = self.codec;
+        let mut pipeline = Pipeline::new(&mut self.socket, refused);
+        for key in keys {
+            pipeline.push((), |batch, seq| codec.get_service(batch, seq, key));
+        }
+        pipeline.finish().lacks_any(Error::is_gone)
     }
 
     /// The whole table with its counters.

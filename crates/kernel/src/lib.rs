@@ -2,7 +2,8 @@
 //!
 //! [`Kernel`] is the one thing that needs privileges: it owns the netlink sockets and runs the two iptables programs. Everything in it
 //! blocks, and none of it waits: netlink does its work inside the system call. `plan` says what to do, `wire` knows the bytes, and
-//! the agent around it decides when. A [`Monitor`] follows the node's addresses, and [`sysctl`] has the settings that IPVS needs.
+//! the agent around it decides when. A [`Monitor`] follows the node's addresses, [`Removals`] what others take away, and [`sysctl`] has
+//! the settings that IPVS needs.
 //!
 //! Three rules hold throughout. What could not be read is an error, never an empty result. What the kernel refuses is data in a
 //! [`Report`], and does not stop the rest. And what is removed is what a plan names, nothing else.
@@ -24,8 +25,11 @@ mod error;
 mod ipset;
 mod ipvs;
 mod monitor;
+mod observe;
 mod pipeline;
 mod preflight;
+mod program;
+mod removals;
 mod report;
 mod rules;
 mod socket;
@@ -41,9 +45,12 @@ pub use error::Error;
 pub use ipset::Ipset;
 pub use ipvs::{Listing, Table};
 pub use monitor::{Monitor, Notice};
+pub use observe::Part;
 pub use preflight::supported_families;
+pub use removals::Removals;
 pub use report::{Failure, Report};
 pub use rules::Flavour;
+pub use socket::Interference;
 pub use vips::Vips;
 
 use ipvs::Ipvs;
@@ -75,6 +82,14 @@ impl Kernel {
             flavour: Flavour::detect()?,
             families: families.clone(),
         })
+    }
+
+    /// Has all that is said to the kernel from now on, and all it answers, go by somebody who spoils some of it; each socket has one of
+    /// its own. For tests.
+    pub fn interfere(&mut self, mut with: impl FnMut() -> Box<dyn Interference>) {
+        let Self { ipvs, ipset, vips, conntrack, .. } = self;
+        let sockets = ipvs.sockets().into_iter().chain(ipset.sockets()).chain(vips.sockets()).chain(conntrack.sockets());
+        sockets.for_each(|socket| socket.interfere(with()));
     }
 
     /// Which iptables the packet rules are in.
@@ -132,20 +147,30 @@ impl Kernel {
     /// # Errors
     /// When any of it cannot be read in full. Unknown is not absent: there is no partial observation.
     pub fn observe(&mut self) -> Result<State, Error> {
-        let mut state = State {
-            sets: self.ipset.observe()?,
-            virtual_servers: self.ipvs.observe()?,
-            vips: self.vips.observe(&self.families)?,
-            ..State::default()
-        };
-        state.sets.retain(|set, _| self.families.contains(&set.family));
-        for family in &self.families {
-            let rules = self.flavour.observe(*family)?;
-            if rules != model::Rules::default() {
-                state.rules.insert(*family, rules);
-            }
+        let mut state = State::default();
+        for part in Part::ALL {
+            self.observe_part(part, &mut state)?;
         }
         Ok(state)
+    }
+
+    /// Follows routes that bind VIPs and that others take away.
+    ///
+    /// # Errors
+    /// When there is no socket to be had.
+    pub fn follow_vip_routes(&self) -> Result<Removals, Error> {
+        Removals::of_vip_routes(self.vips.port()?)
+    }
+
+    /// Follows packet rules that others take away; `None` where the kernel does not tell, which it does of nf_tables alone.
+    ///
+    /// # Errors
+    /// When there is no socket to be had.
+    pub fn follow_packet_rules(&self) -> Result<Option<Removals>, Error> {
+        match self.flavour {
+            Flavour::Nft | Flavour::Default => Removals::of_packet_rules().map(Some),
+            Flavour::Legacy => Ok(None),
+        }
     }
 }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use model::DEVICE;
 use neli::consts::socket::NlFamily;
-use neli::utils::Groups;
 use wire::rtnl::{
     GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS, GROUP_LINK, RTM_DELADDR, RTM_DELLINK, RTM_NEWLINK, parse_address, parse_link,
 };
@@ -27,10 +26,12 @@ pub struct Monitor {
 }
 
 /// What happened. A notice says that something may be different, never what is: that is for a reading to say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Notice {
     /// The device that VIPs are bound to has gone, is down or has lost its last IPv4 address, and with it what was bound to it.
     pub device: bool,
+    /// Addresses that this device has lost, whoever took them away.
+    pub unbound: BTreeSet<IpAddr>,
 }
 
 impl Monitor {
@@ -39,8 +40,8 @@ impl Monitor {
     /// # Errors
     /// When the sockets cannot be opened.
     pub fn open() -> Result<Self, Error> {
-        let groups = Groups::new_groups(&[GROUP_LINK, GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS]);
-        let notifications = Socket::subscribed(NlFamily::Route, "notification", BUFFER, groups)?;
+        const GROUPS: &[u32] = &[GROUP_LINK, GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS];
+        let notifications = Socket::subscribed(NlFamily::Route, "notification", BUFFER, GROUPS)?;
         Ok(Self { notifications, vips: Vips::open()? })
     }
 
@@ -57,8 +58,16 @@ impl Monitor {
         while let Some(received) = self.notifications.receive_if_any()? {
             seen.read(received)?;
         }
-        // Linux takes all IPv4 routes of a device along with its last IPv4 address (`fib_disable_ip`).
-        Ok(Notice { device: seen.device || (!seen.bare.is_empty() && self.vips.is_bare(&seen.bare)?) })
+        let mut notice = Notice { device: seen.device, unbound: BTreeSet::new() };
+        if !seen.removed.is_empty()
+            && let Some(device) = self.vips.device_index()?
+        {
+            let of_device = seen.removed.into_iter().filter(|(link, _)| *link == device);
+            notice.unbound = of_device.map(|(_, address)| address).collect();
+            // Linux takes all IPv4 routes of a device along with its last IPv4 address (`fib_disable_ip`).
+            notice.device |= notice.unbound.iter().any(IpAddr::is_ipv4) && self.vips.is_bare(device)?;
+        }
+        Ok(notice)
     }
 
     /// The addresses of all interfaces as they are now, each with its interface's name. IPv6 addresses that the node cannot speak from
@@ -85,8 +94,8 @@ impl Monitor {
 struct Seen {
     /// Our device has gone or is down.
     device: bool,
-    /// The links that have lost an IPv4 address.
-    bare: BTreeSet<u32>,
+    /// The addresses that links have lost.
+    removed: BTreeSet<(u32, IpAddr)>,
 }
 
 impl Seen {
@@ -102,7 +111,7 @@ impl Seen {
                 }
                 RTM_DELADDR => {
                     let address = parse_address(payload).map_err(malformed)?.known();
-                    self.bare.extend(address.filter(|address| address.address.is_ipv4()).map(|address| address.link));
+                    self.removed.extend(address.map(|address| (address.link, address.address)));
                 }
                 _ => {}
             }

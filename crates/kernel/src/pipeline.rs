@@ -32,6 +32,18 @@ pub(crate) struct Outcome<T> {
     pub(crate) broken: Option<Error>,
 }
 
+impl<T> Outcome<T> {
+    /// Of messages that each ask for something: whether something is not there, which `is_absent` tells by the refusal.
+    ///
+    /// # Errors
+    /// When an answer was lost, or refused for other reasons.
+    pub(crate) fn lacks_any(self, is_absent: impl Fn(&Error) -> bool) -> Result<bool, Error> {
+        let lacks = !self.failures.is_empty();
+        let failed = self.failures.into_iter().map(|(_, error)| error).find(|error| !is_absent(error));
+        self.broken.or(failed).map_or(Ok(lacks), Err)
+    }
+}
+
 impl<T> Default for Outcome<T> {
     fn default() -> Self {
         Self { failures: Vec::new(), broken: None }

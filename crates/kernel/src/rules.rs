@@ -5,13 +5,11 @@
 
 mod text;
 
-use std::io::{ErrorKind, Write};
-use std::process::{Command, Stdio};
-
 use model::{Family, Rules};
 use plan::RulesChange;
 
 use crate::Error;
+use crate::program::run;
 
 /// Which of the two incompatible kernels' interfaces the iptables programs talk to. Rules in one are invisible to the other, so all
 /// tools on a node had better use the same.
@@ -128,32 +126,6 @@ fn choose(nft: &str, legacy: &str) -> Flavour {
     }
 }
 
-/// Runs `program` to its end and returns what it printed.
-fn run(program: &'static str, arguments: &[&str], input: Option<&str>) -> Result<String, Error> {
-    let failed = |error: std::io::Error| match error.kind() {
-        ErrorKind::NotFound => Error::missing_tool(program, "not found in PATH; install the iptables package"),
-        _ => Error::io(program, error),
-    };
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
-        // A program that stops reading has a reason, and says it on its standard error.
-        let _ = stdin.write_all(input.as_bytes());
-    }
-    let output = child.wait_with_output().map_err(failed)?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    Err(Error::tool(program, format!("failed ({}): {said}", output.status)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,18 +145,5 @@ mod tests {
         assert_eq!(choose(RULE, EMPTY), Flavour::Nft);
         assert_eq!(choose(EMPTY, RULE), Flavour::Legacy);
         assert_eq!(choose(EMPTY, EMPTY), Flavour::Default);
-    }
-
-    #[test]
-    fn a_missing_program_is_named_with_the_remedy() {
-        let error = run("iptables-of-no-node", &[], None).unwrap_err();
-        assert!(error.is_missing_tool());
-        assert_eq!(error.to_string(), "iptables-of-no-node: not found in PATH; install the iptables package");
-    }
-
-    #[test]
-    fn what_a_program_says_is_passed_on() {
-        let error = run("sh", &["-c", "echo 'line 3 failed' >&2; exit 2"], None).unwrap_err();
-        assert_eq!(error.to_string(), "sh: failed (exit status: 2): line 3 failed");
     }
 }

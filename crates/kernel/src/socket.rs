@@ -14,7 +14,7 @@ use crate::Error;
 /// The kernel's own limit on a part of a dump is 32 KiB; a socket that has asked for less gets less. So this is never too small.
 const DUMP_BUFFER: usize = 64 * 1024;
 
-/// How often a dump that changes interrupted is begun again before it counts as failed.
+/// How often a dump that did not come in full is begun again before it counts as failed.
 const DUMP_ATTEMPTS: usize = 8;
 
 /// A netlink socket of one family.
@@ -23,11 +23,53 @@ const DUMP_ATTEMPTS: usize = 8;
 /// is asked for, or it will never be: the socket does not block, so no request can get stuck.
 pub(crate) struct Socket {
     inner: NlSocket,
+    how: How,
     what: &'static str,
     buffer: Vec<u8>,
     seq: u32,
     /// How long batches have been with the kernel.
     in_kernel: Duration,
+    interference: Option<Box<dyn Interference>>,
+}
+
+/// How a socket was opened, and another would be in its place.
+#[derive(Clone, Debug)]
+struct How {
+    family: NlFamily,
+    /// Multicast groups that it is subscribed to.
+    groups: &'static [u32],
+    waits: bool,
+    checks_strictly: bool,
+}
+
+impl How {
+    fn open(&self) -> io::Result<NlSocket> {
+        let socket = NlSocket::connect(self.family, None, Groups::new_groups(self.groups))?;
+        socket.enable_ext_ack(true)?;
+        if !self.waits {
+            socket.nonblock()?;
+        }
+        if self.checks_strictly {
+            // Kernels before 4.20 cannot, and then send everything.
+            let _ = socket.enable_strict_checking(true);
+        }
+        Ok(socket)
+    }
+}
+
+/// Somebody between a socket and the kernel who spoils some of what is said: for tests of what becomes of errors.
+pub trait Interference: Send {
+    /// What is about to be sent. An error is returned in place of sending; `None` lets nothing be sent and says that it was.
+    ///
+    /// # Errors
+    /// The one that sending is to fail with.
+    fn send<'a>(&mut self, bytes: &'a [u8]) -> io::Result<Option<&'a [u8]>>;
+
+    /// What was received: the length of what is at the start of `buffer`, or the error of receiving it. What is returned takes its place.
+    ///
+    /// # Errors
+    /// The one that receiving is to fail with.
+    fn receive(&mut self, received: io::Result<usize>, buffer: &mut [u8]) -> io::Result<usize>;
 }
 
 /// A message of a batch that the kernel did not carry out.
@@ -42,33 +84,40 @@ pub(crate) struct Refusal {
 }
 
 impl Socket {
-    /// A socket of `family`, called `what` in errors. `buffer` is the size of its receive buffer, which is also the size of the parts
-    /// the kernel allocates for a dump: a small one makes many small dumps cheaper.
-    pub(crate) fn open(family: NlFamily, what: &'static str, buffer: usize) -> Result<Self, Error> {
-        Self::subscribed(family, what, buffer, Groups::empty())
+    /// A socket for the notifications of `groups`.
+    pub(crate) fn subscribed(family: NlFamily, what: &'static str, buffer: usize, groups: &'static [u32]) -> Result<Self, Error> {
+        Self::open_as(How { family, groups, waits: true, checks_strictly: false }, what, buffer)
     }
 
-    /// The same, subscribed to multicast `groups`.
-    pub(crate) fn subscribed(family: NlFamily, what: &'static str, buffer: usize, groups: Groups) -> Result<Self, Error> {
-        let failed = |error: io::Error| Error::io(format!("opening the {what} netlink socket"), error);
-        let inner = NlSocket::connect(family, None, groups).map_err(failed)?;
-        inner.enable_ext_ack(true).map_err(failed)?;
-        Ok(Self { inner, what, buffer: vec![0; buffer], seq: 0, in_kernel: Duration::ZERO })
-    }
-
-    /// The same, for requests and dumps.
+    /// A socket for requests and dumps.
     pub(crate) fn for_requests(family: NlFamily, what: &'static str) -> Result<Self, Error> {
-        let socket = Self::open(family, what, DUMP_BUFFER)?;
-        socket.do_not_wait()?;
-        Ok(socket)
+        let how = How { family, groups: &[], waits: false, checks_strictly: false };
+        Self::open_as(how, what, DUMP_BUFFER)
+    }
+
+    /// The same, which has the kernel check dump requests strictly, and so filter dumps. Only rtnetlink knows this.
+    pub(crate) fn for_filtered_dumps(family: NlFamily, what: &'static str) -> Result<Self, Error> {
+        let how = How { family, groups: &[], waits: false, checks_strictly: true };
+        Self::open_as(how, what, DUMP_BUFFER)
     }
 
     /// The same, for many dumps of a few objects each.
     pub(crate) fn for_small_dumps(family: NlFamily, what: &'static str) -> Result<Self, Error> {
+        let how = How { family, groups: &[], waits: false, checks_strictly: false };
         // Two pages: the kernel cannot be asked for less than its smallest part (NLMSG_GOODSIZE).
-        let socket = Self::open(family, what, 8 * 1024)?;
-        socket.do_not_wait()?;
-        Ok(socket)
+        Self::open_as(how, what, 8 * 1024)
+    }
+
+    /// A socket called `what` in errors. `buffer` is the size of its receive buffer, which is also the size of the parts the kernel
+    /// allocates for a dump: a small one makes many small dumps cheaper.
+    fn open_as(how: How, what: &'static str, buffer: usize) -> Result<Self, Error> {
+        let inner = how.open().map_err(|error| Error::io(format!("opening the {what} netlink socket"), error))?;
+        Ok(Self { inner, how, what, buffer: vec![0; buffer], seq: 0, in_kernel: Duration::ZERO, interference: None })
+    }
+
+    /// Has what is said go by `interference` from now on.
+    pub(crate) fn interfere(&mut self, interference: Box<dyn Interference>) {
+        self.interference = Some(interference);
     }
 
     /// Have `receive` fail when there is nothing to receive.
@@ -81,10 +130,9 @@ impl Socket {
         self.inner.block().map_err(|error| self.failed(error))
     }
 
-    /// Only for rtnetlink: have the kernel check dump requests strictly, which is what makes it filter dumps. Kernels before 4.20 cannot,
-    /// and then send everything.
-    pub(crate) fn check_strictly(&self) {
-        let _ = self.inner.enable_strict_checking(true);
+    /// The number by which the kernel calls this socket (`nlmsg_pid`).
+    pub(crate) fn port(&self) -> Result<u32, Error> {
+        self.inner.pid().map_err(|error| self.failed(error))
     }
 
     /// The next sequence number.
@@ -101,10 +149,10 @@ impl Socket {
     pub(crate) fn execute(&mut self, batch: &mut Batch, seqs: RangeInclusive<u32>) -> Result<Vec<Refusal>, Error> {
         batch.acknowledge_last();
         let begun = Instant::now();
-        let sent = self.inner.send(batch.as_bytes(), Msg::empty());
+        let sent = self.send(batch);
         batch.clear();
         sent.map_err(|error| self.failed(error))?;
-        let result = self.collect(&seqs);
+        let result = self.collect(&seqs).and_then(|refusals| self.ensure_over(seqs).map(|()| refusals));
         self.in_kernel += begun.elapsed();
         if result.is_err() {
             self.drain();
@@ -152,7 +200,7 @@ impl Socket {
         let seq = self.next_seq();
         let mut batch = Batch::default();
         write(&mut batch, seq).map_err(|error| Error::malformed(context, error))?;
-        self.inner.send(batch.as_bytes(), Msg::empty()).map_err(|error| self.failed(error))?;
+        self.send(&batch).map_err(|error| self.failed(error))?;
         let result = self.answer(context, seq, read);
         self.drain();
         result
@@ -178,18 +226,20 @@ impl Socket {
                         let error = Error::refused(context, *errno, text.as_deref());
                         return if error.is_gone() { Ok(None) } else { Err(error) };
                     }
-                    Body::Ack { .. } | Body::Done { .. } => return Ok(None),
-                    Body::Noop | Body::Overrun => {}
+                    // Absence has an error number. That it was done is no answer to a question.
+                    Body::Ack { .. } | Body::Done { .. } => return Err(Error::malformed(context, "an answer without an object")),
+                    Body::Overrun => return Err(Error::interrupted(context)),
+                    Body::Noop => {}
                 }
             }
         }
     }
 
-    /// Sends a dump request and hands every object's payload to `read`, which fills a fresh `T`. A dump that changes interrupted is
-    /// begun again, because a list with gaps is no observation.
+    /// Sends a dump request and hands every object's payload to `read`, which fills a fresh `T`. A dump that changes interrupted, or of
+    /// which something was lost, is begun again, because a list with gaps is no observation.
     ///
     /// # Errors
-    /// When the kernel refuses, its answers were lost or make no sense, or changes never stop interrupting.
+    /// When the kernel refuses, or answers never come in full, or never make sense.
     pub(crate) fn dump<T: Default>(
         &mut self,
         context: &str,
@@ -197,23 +247,28 @@ impl Socket {
         mut read: impl FnMut(&mut T, &Message<'_>, &[u8]) -> Result<(), Malformed>,
     ) -> Result<T, Error> {
         let mut batch = Batch::default();
+        let mut error = Error::interrupted(context);
         for _ in 0..DUMP_ATTEMPTS {
             let seq = self.next_seq();
             batch.clear();
             write(&mut batch, seq).map_err(|error| Error::malformed(context, error))?;
-            self.inner.send(batch.as_bytes(), Msg::empty()).map_err(|error| self.failed(error))?;
             let mut objects = T::default();
-            match self.parts(context, seq, |message, payload| read(&mut objects, message, payload)) {
+            let parts = self.send(&batch).map_err(|error| self.failed(error));
+            let parts = parts.and_then(|()| self.parts(context, seq, |message, payload| read(&mut objects, message, payload)));
+            match parts.and_then(|complete| self.ensure_over(seq..=seq).map(|()| complete)) {
                 Ok(true) => return Ok(objects),
-                Ok(false) => {}
-                Err(error) => {
+                Ok(false) => error = Error::interrupted(context),
+                Err(failed) => {
                     // An unfinished dump would make the socket refuse the next one with EBUSY.
                     self.drain();
-                    return Err(error);
+                    if !failed.may_pass() {
+                        return Err(failed);
+                    }
+                    error = failed;
                 }
             }
         }
-        Err(Error::interrupted(context))
+        Err(error)
     }
 
     /// Reads a dump to its end. Whether it is complete; `false` when changes interrupted it.
@@ -244,6 +299,38 @@ impl Socket {
         }
     }
 
+    /// Fails when there is more to receive of an answer that is over: then its parts were not in order, and some came too late to count.
+    fn ensure_over(&mut self, seqs: RangeInclusive<u32>) -> Result<(), Error> {
+        let what = self.what;
+        while let Some(received) = self.receive_if_any()? {
+            let is_late = |message: Result<Message<'_>, Malformed>| message.is_ok_and(|message| seqs.contains(&message.seq));
+            if Messages::new(received).any(is_late) {
+                return Err(Error::malformed(what, "a part of an answer came after its end"));
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, batch: &Batch) -> io::Result<()> {
+        let bytes = match &mut self.interference {
+            Some(interference) => match interference.send(batch.as_bytes())? {
+                Some(bytes) => bytes,
+                None => return Ok(()),
+            },
+            None => batch.as_bytes(),
+        };
+        self.inner.send(bytes, Msg::empty()).map(drop)
+    }
+
+    /// The length of a datagram, which may be more than there was room for: with `MSG_TRUNC` the whole length is returned.
+    fn datagram(&mut self) -> io::Result<usize> {
+        let received = self.inner.recv(self.buffer.as_mut_slice(), Msg::TRUNC).map(|(len, _)| len);
+        match &mut self.interference {
+            Some(interference) => interference.receive(received, &mut self.buffer),
+            None => received,
+        }
+    }
+
     /// What one `recv` returns. On a socket that does not wait, an answer that is not there is an error.
     pub(crate) fn receive(&mut self) -> Result<&[u8], Error> {
         let what = self.what;
@@ -253,9 +340,8 @@ impl Socket {
     /// What one `recv` returns; `None` on a socket that does not wait when there is nothing.
     pub(crate) fn receive_if_any(&mut self) -> Result<Option<&[u8]>, Error> {
         let len = loop {
-            // With MSG_TRUNC the whole length is returned, even of what did not fit.
-            match self.inner.recv(self.buffer.as_mut_slice(), Msg::TRUNC) {
-                Ok((len, _)) => break len,
+            match self.datagram() {
+                Ok(len) => break len,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) => return Err(self.failed(error)),
@@ -270,15 +356,22 @@ impl Socket {
         }
     }
 
-    /// Throws away what is left in the socket, so that the next request starts clean.
+    /// Throws away what is left in the socket, so that the next request starts clean. A socket that does not get empty is replaced.
     fn drain(&mut self) {
         // Each round takes a message off the queue, or an error off the socket; only an empty queue ends it. The bound is the most
         // messages a receive buffer of the default size has been seen to hold, and then some.
         for _ in 0..4096 {
-            match self.inner.recv(self.buffer.as_mut_slice(), Msg::TRUNC) {
+            match self.datagram() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 _ => {}
             }
+        }
+        match self.how.open() {
+            Ok(socket) => {
+                tracing::warn!("the {} netlink socket does not work any more; opened another", self.what);
+                self.inner = socket;
+            }
+            Err(error) => tracing::warn!(%error, "the {} netlink socket does not work any more, and there is no other", self.what),
         }
     }
 

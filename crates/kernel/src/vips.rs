@@ -37,9 +37,16 @@ impl Vips {
     /// # Errors
     /// When that fails.
     pub fn open() -> Result<Self, Error> {
-        let socket = Socket::for_requests(NlFamily::Route, "route")?;
-        socket.check_strictly();
-        Ok(Self { socket, strays: Vec::new() })
+        Ok(Self { socket: Socket::for_filtered_dumps(NlFamily::Route, "route")?, strays: Vec::new() })
+    }
+
+    pub(crate) const fn sockets(&mut self) -> [&mut Socket; 1] {
+        [&mut self.socket]
+    }
+
+    /// The number by which the kernel calls the socket that changes VIPs.
+    pub(crate) fn port(&self) -> Result<u32, Error> {
+        self.socket.port()
     }
 
     /// The VIPs of these families that are bound to our device, and by which means; none without the device.
@@ -106,11 +113,15 @@ impl Vips {
         Ok(gateways)
     }
 
-    /// Whether our device is among `links` and has no IPv4 address.
-    pub(crate) fn is_bare(&mut self, links: &BTreeSet<u32>) -> Result<bool, Error> {
-        let Some(device) = self.device()?.filter(|device| links.contains(&device.index)) else { return Ok(false) };
-        let addresses = self.addresses(Some(device.index))?;
-        Ok(!addresses.iter().any(|address| address.link == device.index && address.address.is_ipv4()))
+    /// The number of our device, if it is there.
+    pub(crate) fn device_index(&mut self) -> Result<Option<u32>, Error> {
+        Ok(self.device()?.map(|device| device.index))
+    }
+
+    /// Whether our device, which has this number, has no IPv4 address.
+    pub(crate) fn is_bare(&mut self, device: u32) -> Result<bool, Error> {
+        let addresses = self.addresses(Some(device))?;
+        Ok(!addresses.iter().any(|address| address.link == device && address.address.is_ipv4()))
     }
 
     /// The local routes of a family with our protocol number, whichever device they are on.

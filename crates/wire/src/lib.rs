@@ -1,5 +1,5 @@
 //! This crate turns messages into bytes and bytes into messages: generic netlink for IPVS, nfnetlink for ipset and connection tracking,
-//! rtnetlink for links, addresses and routes.
+//! rtnetlink for links, addresses and routes, and what nf_tables says of rules that went.
 //!
 //! It does no I/O. A request is appended to a [`Batch`], whose bytes go into one `send`; what `recv` returns goes through [`Messages`],
 //! and each message's payload through the `parse_` function of its kind. `kernel` owns the sockets and calls both sides; `model` has
@@ -65,6 +65,7 @@ pub mod flags;
 pub mod genl;
 pub mod ipset;
 pub mod ipvs;
+pub mod nftables;
 pub mod rtnl;
 
 pub use error::{Decoded, Foreign, Malformed};

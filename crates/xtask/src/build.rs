@@ -30,6 +30,14 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     command.current_dir(root()).args(arguments).stdin(Stdio::null());
+    // What cargo has told this program of itself is not for what is built now: build scripts that ask for it would run again each time,
+    // and all that depends on them be built again.
+    for (name, _) in std::env::vars_os() {
+        let is_package = |name: &str| ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"].iter().any(|start| name.starts_with(start));
+        if name.to_str().is_some_and(is_package) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
@@ -71,7 +79,16 @@ pub(crate) fn packages_with_test(name: &str) -> Result<Vec<String>> {
 
 /// Builds the integration test target of this name in one package, without running it.
 pub(crate) fn test_program(package: &str, name: &str) -> Result<TestProgram> {
-    let output = cargo(&["test", "--no-run", "--package", package, "--test", name, "--message-format=json-render-diagnostics"])
+    program_of(package, "--test", name)
+}
+
+/// Builds the unit tests of a program, without running them.
+pub(crate) fn unit_tests(package: &str) -> Result<TestProgram> {
+    program_of(package, "--bin", package)
+}
+
+fn program_of(package: &str, kind: &str, name: &str) -> Result<TestProgram> {
+    let output = cargo(&["test", "--no-run", "--package", package, kind, name, "--message-format=json-render-diagnostics"])
         .stderr(Stdio::inherit())
         .output()
         .context("cannot run cargo")?;
@@ -82,6 +99,7 @@ pub(crate) fn test_program(package: &str, name: &str) -> Result<TestProgram> {
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|message| text(message, "/reason") == Some("compiler-artifact") && text(message, "/target/name") == Some(name))
+        .filter(|message| message.pointer("/profile/test") == Some(&Value::Bool(true)))
         .find_map(|message| {
             Some(TestProgram {
                 package: package.to_owned(),

@@ -287,3 +287,26 @@ fn a_set_that_a_rule_refers_to_is_not_destroyed_and_the_failure_says_why() {
         reconcile(&mut ipset, &Sets::new());
     });
 }
+
+#[test]
+fn a_member_and_a_set_that_others_take_away_are_missed() {
+    isolated(|| {
+        let mut ipset = Ipset::open().unwrap();
+        let all: Sets = Family::ALL.into_iter().flat_map(Set::of_family).map(|set| (set, holding(members(set)))).collect();
+        reconcile(&mut ipset, &all);
+        let sample: BTreeMap<Set, BTreeSet<Member>> = all.iter().map(|(set, state)| (*set, state.members.clone())).collect();
+        assert!(!ipset.lacks_any(&sample).unwrap(), "members of every kind are found");
+        sh("ipset del KUBE-CLUSTER-IP 10.96.0.10,tcp:80");
+        assert!(ipset.lacks_any(&sample).unwrap(), "one of hundreds");
+        sh("ipset add KUBE-CLUSTER-IP 10.96.0.10,tcp:80");
+        assert!(!ipset.lacks_any(&sample).unwrap());
+        for damage in ["ipset flush", "ipset destroy"] {
+            sh(damage);
+            for (set, members) in &sample {
+                let one = BTreeMap::from([(*set, BTreeSet::from([*members.first().unwrap()]))]);
+                assert!(ipset.lacks_any(&one).unwrap(), "{damage}: {set}");
+            }
+        }
+        assert!(!ipset.lacks_any(&BTreeMap::new()).unwrap());
+    });
+}

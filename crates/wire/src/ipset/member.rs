@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use ipnetwork::IpNetwork;
 use model::{Family, Member, Protocol, SetKind};
 
-use super::{IPSET_ATTR_ADT, IPSET_ATTR_DATA, IPSET_ATTR_LINENO, IPSET_CMD_ADD, IPSET_CMD_DEL, Ipset, attributes};
+use super::{IPSET_ATTR_ADT, IPSET_ATTR_DATA, IPSET_ATTR_LINENO, IPSET_CMD_ADD, IPSET_CMD_DEL, IPSET_CMD_TEST, Ipset, attributes};
 use crate::address::read_address;
 use crate::reader::{Attribute, Attributes, required};
 use crate::writer::Writer;
@@ -122,6 +122,14 @@ impl Ipset {
     /// When `set` cannot be the name of a set.
     pub fn del(self, batch: &mut Batch, seq: u32, set: &str, member: &Member) -> Result<(), Malformed> {
         self.one(batch, IPSET_CMD_DEL, seq, set, member)
+    }
+
+    /// Asks whether a member is in a set: `-4103` when it is not, `ENOENT` when there is no such set.
+    ///
+    /// # Errors
+    /// When `set` cannot be the name of a set.
+    pub fn test(self, batch: &mut Batch, seq: u32, set: &str, member: &Member) -> Result<(), Malformed> {
+        self.one(batch, IPSET_CMD_TEST, seq, set, member)
     }
 
     /// Adds the members of a list. Those that are there already are no error. The kernel stops at the first it refuses, and its

@@ -36,6 +36,7 @@ const IPSET_CMD_SWAP: u16 = 6;
 const IPSET_CMD_LIST: u16 = 7;
 const IPSET_CMD_ADD: u16 = 9;
 const IPSET_CMD_DEL: u16 = 10;
+const IPSET_CMD_TEST: u16 = 11;
 const IPSET_CMD_TYPE: u16 = 13;
 
 const IPSET_ATTR_PROTOCOL: u16 = 1;

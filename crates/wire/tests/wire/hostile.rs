@@ -2,7 +2,7 @@
 
 use model::Family;
 use proptest::prelude::*;
-use wire::{Attributes, Batch, Body, Decoded, Messages, conntrack, genl, ipset, ipvs, rtnl};
+use wire::{Attributes, Batch, Body, Decoded, Messages, conntrack, genl, ipset, ipvs, nftables, rtnl};
 
 use crate::capture::Recording;
 
@@ -40,6 +40,9 @@ fn read_payload(payload: &[u8]) -> usize {
         rtnl::parse_address(payload).is_ok(),
         rtnl::parse_route(payload).is_ok(),
         conntrack::parse_entry(payload).is_ok(),
+        nftables::parse_removal(0x0a02, payload).is_ok(),
+        nftables::parse_removal(0x0a05, payload).is_ok(),
+        nftables::parse_removal(0x0a08, payload).is_ok(),
         Attributes::new(payload, "anything").all(|attribute| attribute.is_ok()),
     ];
     known.into_iter().filter(|known| *known).count()

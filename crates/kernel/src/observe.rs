@@ -1,0 +1,68 @@
+//! What the kernel holds: all of it, a part of it, or whether a few things are still there.
+
+use std::collections::BTreeSet;
+
+use model::{Rules, Scope, State};
+
+use crate::{Error, Kernel};
+
+/// A part of a [`State`] that is read by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// The sets that are ours, with their members.
+    Sets,
+    /// All virtual servers.
+    VirtualServers,
+    /// The VIPs that are ours.
+    Vips,
+    /// The packet rules that are ours.
+    Rules,
+}
+
+impl Part {
+    /// All parts.
+    pub const ALL: [Self; 4] = [Self::Sets, Self::VirtualServers, Self::Vips, Self::Rules];
+}
+
+impl Kernel {
+    /// Reads `part`, and puts it in the place of what `state` had of it.
+    ///
+    /// # Errors
+    /// When it cannot be read in full; then `state` is as it was.
+    pub fn observe_part(&mut self, part: Part, state: &mut State) -> Result<(), Error> {
+        match part {
+            Part::Sets => {
+                let mut sets = self.ipset.observe()?;
+                sets.retain(|set, _| self.families.contains(&set.family));
+                state.sets = sets;
+            }
+            Part::VirtualServers => state.virtual_servers = self.ipvs.observe()?,
+            Part::Vips => state.vips = self.vips.observe(&self.families)?,
+            Part::Rules => {
+                let read = |family| self.flavour.observe(family).map(|rules| (family, rules));
+                let rules = self.families.iter().map(|family| read(*family)).collect::<Result<Vec<_>, _>>()?;
+                state.rules = rules.into_iter().filter(|(_, rules)| *rules != Rules::default()).collect();
+            }
+        }
+        Ok(())
+    }
+
+    /// The parts of which something is missing that `sample` names: its virtual servers and set members are asked for one by one, which
+    /// costs what the sample is, however much there is beside it. VIPs are left out: the kernel tells of those that go.
+    ///
+    /// There is nothing less to ask. IPVS notifies nobody and has no stamp of its last change; generic netlink does not tell how many
+    /// services there are, and the headers of sets, which do tell, cost a walk over all buckets.
+    ///
+    /// # Errors
+    /// When the answers cannot be read; then nothing is known to be missing.
+    pub fn missing(&mut self, sample: &Scope) -> Result<BTreeSet<Part>, Error> {
+        let mut parts = BTreeSet::new();
+        if self.ipvs.lacks_any(&sample.virtual_servers)? {
+            parts.insert(Part::VirtualServers);
+        }
+        if self.ipset.lacks_any(&sample.members)? {
+            parts.insert(Part::Sets);
+        }
+        Ok(parts)
+    }
+}

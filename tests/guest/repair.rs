@@ -1,0 +1,211 @@
+//! What others change of ours is undone, and by what means it is noticed: the kernel's notices, a look at a few entries, a change that
+//! runs into it, the audit. Each test leaves the agent only one of them.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use testkit::manifest::Service;
+use testkit::{Agent, Netns, On, Pod, Process, Protocol, Result, World, answers, eventually};
+
+use crate::support::{KernelState, PATIENCE, POD_PORT, ensure_same, node, serving, slices, started, target, vip};
+
+/// What takes a fraction of a second on a node, in an emulated guest that runs several tests: still no audit.
+const SOON: Duration = Duration::from_secs(20);
+
+/// No audit, and no look at whether things are still there.
+const NOTICES_ALONE: [&str; 4] = ["--audit-period", "1h", "--check-period", "0s"];
+
+/// Takes all packet rules away, and then all sets.
+const DESTROY: &str = "for iptables in iptables-nft ip6tables-nft; do for table in filter nat mangle; do $iptables -w -t $table -F; \
+     done; done; ipset destroy";
+
+fn service() -> Service {
+    Service::new("web")
+        .cluster_ip("10.96.0.10")
+        .cluster_ip("fd00:96::10")
+        .port("tcp", Protocol::Tcp, 80, POD_PORT)
+        .node_port(30080)
+        .port("udp", Protocol::Udp, 80, POD_PORT)
+}
+
+/// A node with a Service and an agent that serves it.
+struct Served<'a> {
+    node: &'a Netns,
+    client: Pod,
+    pods: [Pod; 2],
+    agent: Agent,
+    before: KernelState,
+    _servers: [Process; 2],
+}
+
+impl<'a> Served<'a> {
+    fn new(world: &'a World, arguments: &[&str]) -> Result<Self> {
+        let (a, serve_a) = serving(world, "a", On::Node)?;
+        let (b, serve_b) = serving(world, "b", On::Node2)?;
+        let client = world.pod("client", On::Node)?;
+        world.write("web.yaml", &format!("{}{}{}", node(), service(), slices("web", &[&a, &b])))?;
+        let agent = started(world, arguments)?;
+        let before = state(world.node())?;
+        Ok(Self { node: world.node(), client, pods: [a, b], agent, before, _servers: [serve_a, serve_b] })
+    }
+
+    /// Does the damage and waits until it is undone; how long that took.
+    fn repairs(&self, damage: &str) -> Result<Duration> {
+        self.node.exec(&["sh", "-c", damage]).context("the damage itself")?;
+        let start = Instant::now();
+        eventually(SOON, || ensure_same(&self.before, &state(self.node)?, "not repaired")).with_context(|| damage.to_owned())?;
+        Ok(start.elapsed())
+    }
+
+    /// Fails unless all is served and the repairs of these stages were counted and logged.
+    fn ensure_served_and_told(&self, stages: &[&str]) -> Result {
+        for family in testkit::Family::ALL {
+            answers(self.client.call(Protocol::Tcp, &target(vip(family, 10), 80), 2)?)?;
+        }
+        let log = self.agent.log()?;
+        for stage in stages {
+            ensure!(repairs(self.node, stage)? > 0, "no repair of {stage} was counted");
+            let told = log.lines().any(|line| line.contains("WARN") && line.contains("repairing") && line.contains(stage));
+            ensure!(told, "no repair of {stage} was logged");
+        }
+        Ok(())
+    }
+}
+
+/// What the node's kernel holds, less the own address of the device for VIPs, which is another one with each device.
+fn state(node: &Netns) -> Result<KernelState> {
+    let mut state = KernelState::of(node)?;
+    state.addresses.retain(|address| !(address.contains("kube-ipvs0") && address.contains("fe80:")));
+    Ok(state)
+}
+
+/// The value of a metric with these labels; 0 for one that is not there yet.
+fn metric(node: &Netns, name: &str) -> Result<u64> {
+    let text = node.exec(&["wget", "-q", "-O", "-", "http://127.0.0.1:10249/metrics"])?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap_or("0");
+    value.parse().with_context(|| format!("{name} is {value}"))
+}
+
+fn repairs(node: &Netns, stage: &str) -> Result<u64> {
+    metric(node, &format!("kube_ipvs_repairs_total{{stage=\"{stage}\"}}"))
+}
+
+#[test]
+fn k2_what_the_kernel_tells_of_is_repaired_at_once() {
+    World::test(|world| {
+        let served = Served::new(world, &NOTICES_ALONE)?;
+        for damage in [
+            "ip route del local 10.96.0.10 dev kube-ipvs0 table local",
+            "ip -4 route flush table local proto 71",
+            "ip -6 route flush table local proto 71",
+            "ip link del kube-ipvs0",
+            "ip link set kube-ipvs0 down",
+            "iptables-nft -w -t nat -F",
+            "ip6tables-nft -w -F KUBE-IPVS-INPUT",
+            "iptables-nft -w -t nat -D POSTROUTING -j KUBE-IPVS-POSTROUTING",
+            "nft flush ruleset",
+        ] {
+            served.repairs(damage)?;
+        }
+        served.ensure_served_and_told(&["VIPs", "packet rules"])?;
+        // Nothing that the agent did itself has been taken for somebody else's doing.
+        let passes = metric(served.node, "kube_ipvs_syncs_total{pass=\"repair\",result=\"success\"}")?;
+        ensure!(passes < 40, "{passes} repairs for 9 damages");
+        let before = served.agent.log()?.matches("pass=Repair").count();
+        std::thread::sleep(Duration::from_secs(5));
+        let after = served.agent.log()?.matches("pass=Repair").count();
+        ensure!(after <= before + 2, "{before} repairs became {after} while nothing happened");
+        Ok(())
+    });
+}
+
+#[test]
+fn k2_an_address_that_is_taken_away_is_bound_again_at_once() {
+    World::test(|world| {
+        let served = Served::new(world, &[&NOTICES_ALONE[..], &["--vip-binding", "address"]].concat())?;
+        served.repairs("ip address del 10.96.0.10/32 dev kube-ipvs0")?;
+        served.repairs("ip address del fd00:96::10/128 dev kube-ipvs0")?;
+        served.ensure_served_and_told(&["VIPs"])?;
+        // Those that it takes away itself are no damage, unless they are the last ones: with these Linux takes the IPv4 routes along.
+        let [a, b] = &served.pods;
+        let other = Service::new("other").cluster_ip("10.96.0.20").port("tcp", Protocol::Tcp, 80, POD_PORT);
+        world.write("other.yaml", &format!("{other}{}", slices("other", &[a, b])))?;
+        let bound = |address: &str| {
+            Ok::<_, anyhow::Error>(served.node.exec(&["ip", "address", "show", "dev", "kube-ipvs0"])?.contains(address))
+        };
+        eventually(PATIENCE, || {
+            ensure!(bound("10.96.0.20/32")?, "not bound");
+            Ok(())
+        })?;
+        let log = served.agent.log()?;
+        world.write("web.yaml", &node().to_string())?;
+        eventually(PATIENCE, || {
+            ensure!(!bound("10.96.0.10/32")?, "still bound");
+            Ok(())
+        })?;
+        std::thread::sleep(Duration::from_secs(2));
+        let repairs = |log: &str| log.matches("pass=Repair").count();
+        ensure!(repairs(&served.agent.log()?) == repairs(&log), "a Service that went led to a repair");
+        Ok(())
+    });
+}
+
+#[test]
+fn k2_what_is_emptied_is_missed_within_seconds() {
+    World::test(|world| {
+        let mut served = Served::new(world, &["--audit-period", "1h"])?;
+        for damage in ["ipvsadm -C", "ipset flush", "ipset flush KUBE-6-CLUSTER-IP", "ipvsadm -D -t 10.96.0.10:80"] {
+            served.repairs(damage)?;
+        }
+        served.ensure_served_and_told(&["virtual servers", "set members"])?;
+        // Packet rules keep sets from being destroyed, so all has to go before any of it is repaired.
+        served.agent.process().signal("STOP")?;
+        served.node.exec(&["sh", "-c", DESTROY])?;
+        ensure!(served.node.exec(&["ipset", "save"])?.is_empty(), "there are still sets");
+        served.agent.process().signal("CONT")?;
+        served.repairs("true")?;
+        served.ensure_served_and_told(&["sets", "packet rules"])
+    });
+}
+
+#[test]
+fn k2_a_change_that_meets_damage_has_it_repaired() {
+    World::test(|world| {
+        let served = Served::new(world, &NOTICES_ALONE)?;
+        served.node.exec(&["ipvsadm", "-C"])?;
+        std::thread::sleep(Duration::from_secs(3));
+        let servers = served.node.exec(&["ipvsadm", "-Sn"])?;
+        ensure!(servers.trim().is_empty(), "nobody was to notice: {servers}");
+        let [a, _] = &served.pods;
+        world.write("web.yaml", &format!("{}{}{}", node(), service(), slices("web", &[a])))?;
+        eventually(SOON, || {
+            let servers = served.node.exec(&["ipvsadm", "-Sn"])?;
+            let count = servers.lines().filter(|line| line.starts_with("-A")).count();
+            // TCP and UDP on the VIP, TCP on the node port, in two families.
+            if count != 6 {
+                bail!("there are {count} virtual servers:\n{servers}");
+            }
+            Ok(())
+        })?;
+        served.ensure_served_and_told(&["virtual servers"])
+    });
+}
+
+#[test]
+fn k2_settings_that_others_change_are_set_again_with_the_audit() {
+    World::test(|world| {
+        let served = Served::new(world, &["--audit-period", "1s"])?;
+        for (sysctl, needed) in [("vs/conntrack", "1"), ("vs/expire_nodest_conn", "1"), ("ip_forward", "1")] {
+            let path = format!("/proc/sys/net/ipv4/{sysctl}");
+            served.node.exec(&["sh", "-c", &format!("echo 0 >{path}")])?;
+            eventually(SOON, || {
+                let value = served.node.exec(&["cat", &path])?;
+                ensure!(value.trim() == needed, "{sysctl} is {value}");
+                Ok(())
+            })?;
+        }
+        ensure!(repairs(served.node, "sysctls")? == 3, "not all were counted");
+        ensure!(served.agent.log()?.contains("set net.ipv4.vs.conntrack again, from 0 to 1"), "it was not logged");
+        Ok(())
+    });
+}
