@@ -25,9 +25,11 @@ pub(crate) enum Command {
     Run(Box<Run>),
     /// Print the kernel's IPVS table, with the Service behind each virtual server
     Status(Status),
+    /// Remove what an agent has put on this node, and nothing else
+    Cleanup(Cleanup),
 }
 
-/// Where everything is found that both commands need to agree on.
+/// Where everything is found that all commands need to agree on.
 pub(crate) const CONTROL_SOCKET: &str = "/run/kube-ipvs/kube-ipvs.sock";
 
 #[derive(Args, Debug)]
@@ -62,6 +64,11 @@ pub(crate) struct Run {
     /// The socket on which `kube-ipvs status` asks for Service names; empty for none
     #[arg(long, default_value = CONTROL_SOCKET, value_name = "PATH", value_parser = path_or_none)]
     pub(crate) control_socket: PathBuf,
+
+    /// On SIGTERM or SIGINT, remove all that this agent has put on the node (as `kube-ipvs cleanup` does) instead of leaving it to
+    /// serve; not for a DaemonSet, whose next version takes over what is there
+    #[arg(long, conflicts_with = "once")]
+    pub(crate) cleanup_on_exit: bool,
 
     /// How log lines look
     #[arg(long, default_value = "text", value_name = "FORMAT")]
@@ -318,6 +325,33 @@ pub(crate) struct Status {
     /// The running agent's socket, which knows the Services' names
     #[arg(long, default_value = CONTROL_SOCKET, value_name = "PATH")]
     pub(crate) control_socket: PathBuf,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  kube-ipvs cleanup                  # when no agent runs any more
+  kube-ipvs cleanup --hand-over      # when kube-proxy in IPVS mode has taken over
+  kube-ipvs cleanup --kube-proxy     # with what kube-proxy in IPVS mode has left")]
+pub(crate) struct Cleanup {
+    /// Remove what is left of kube-proxy's IPVS mode as well: its chains, sets and virtual servers, by the names that it gives them
+    #[arg(long, conflicts_with = "hand_over")]
+    pub(crate) kube_proxy: bool,
+
+    /// Leave what kube-proxy in IPVS mode has taken over: virtual servers by address, sets with its names, addresses on kube-ipvs0
+    #[arg(long)]
+    pub(crate) hand_over: bool,
+
+    /// Networks in which no virtual server is removed, as with `run`
+    #[arg(long, alias = "ipvs-exclude-cidrs", value_delimiter = ',', value_name = "CIDR,…")]
+    pub(crate) exclude_cidrs: Vec<IpNetwork>,
+
+    /// The socket by which to see whether an agent runs, beside which nothing is removed; empty for not looking
+    #[arg(long, default_value = CONTROL_SOCKET, value_name = "PATH", value_parser = path_or_none)]
+    pub(crate) control_socket: PathBuf,
+
+    /// Remove everything although an agent runs, which will put it back
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

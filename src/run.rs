@@ -20,6 +20,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tracing::{debug, info, warn};
 
 use crate::agent::{Agent, Servers, Sources};
+use crate::cleanup::KubeProxy;
 use crate::cli::{Bind, DetectLocalMode, NodePortAddress, Occupied, Proxy, Run, VipBinding, VipPing, WatchNodes};
 use crate::drain::Limits;
 use crate::exit::{Ending, Exit, kernel_ending};
@@ -36,7 +37,7 @@ use crate::relay::Relays;
 use crate::source::Event;
 use crate::source::api::{ApiSource, Tuning, connect};
 use crate::source::manifests::ManifestSource;
-use crate::{events, node, status};
+use crate::{cleanup, events, node, status};
 
 /// Events that may wait before whoever reads the API server has to.
 const EVENTS: usize = 1024;
@@ -102,6 +103,15 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
     mailbox.post(|letter| letter.stop = true);
     if thread.join().is_err() {
         return Err(Ending::error(Exit::Failure, "the reconciler has failed; what the kernel holds keeps serving"));
+    }
+    match outcome {
+        // Only now that the reconciler has ended: it would repair what goes.
+        Ok(None) if arguments.cleanup_on_exit => {
+            let removed = cleanup::clean_up(&arguments.proxy.exclude_cidrs, KubeProxy::Absent)?;
+            info!("{removed}");
+        }
+        Ok(None) if !arguments.once => info!("what the kernel holds keeps serving"),
+        _ => {}
     }
     outcome
 }
@@ -171,11 +181,11 @@ async fn follow(
         () = agent.follow(&mut sources) => Err(Ending::error(Exit::Failure, "the source of objects has ended")),
         () = source => Err(Ending::error(Exit::Failure, "the source of objects has ended")),
         _ = terminate.recv() => {
-            info!("stopped by SIGTERM; what the kernel holds keeps serving");
+            info!("stopped by SIGTERM");
             Ok(None)
         }
         _ = interrupt.recv() => {
-            info!("stopped by SIGINT; what the kernel holds keeps serving");
+            info!("stopped by SIGINT");
             Ok(None)
         }
         tried = tried => match tried {

@@ -123,7 +123,7 @@ fn help_has_every_exit_code_that_the_readme_has() {
 
 #[test]
 fn every_flag_of_the_readme_exists() {
-    let of_program = [help("run"), help("status")].concat();
+    let of_program = [help("run"), help("status"), help("cleanup")].concat();
     let of_program = flags(&of_program);
     let of_xtask = BTreeSet::from(["shell", "host"]);
     let unknown: Vec<_> = flags(README).into_iter().filter(|flag| !of_program.contains(flag) && !of_xtask.contains(flag)).collect();
@@ -147,7 +147,7 @@ fn defaults_are_those_of_the_readme() {
 
 #[test]
 fn help_of_each_command_has_examples_that_parse() {
-    for command in ["run", "status"] {
+    for command in ["run", "status", "cleanup"] {
         let help = help(command);
         let (_, examples) = help.split_once("Examples:\n").unwrap();
         assert!(examples.lines().count() > 1, "{examples}");
@@ -210,6 +210,8 @@ fn an_invalid_value_names_its_flag_and_what_is_allowed() {
 #[test]
 fn flags_that_do_not_go_together_are_named() {
     kube_ipvs(&["run", "--manifests", "a", "--kubeconfig", "b"]).expect(2, &["--manifests", "--kubeconfig", "cannot be used with"]);
+    kube_ipvs(&["run", "--once", "--cleanup-on-exit"]).expect(2, &["--once", "--cleanup-on-exit", "cannot be used with"]);
+    kube_ipvs(&["cleanup", "--kube-proxy", "--hand-over"]).expect(2, &["--kube-proxy", "--hand-over", "cannot be used with"]);
     kube_ipvs(&["run", "--detect-local-mode", "BridgeInterface"]).expect(2, &["--bridge-interface"]);
     kube_ipvs(&["run", "--detect-local-mode", "InterfaceNamePrefix"]).expect(2, &["--interface-name-prefix"]);
     kube_ipvs(&["run", "--nodeport-addresses", "primary,192.0.2.0/24"]).expect(2, &["--nodeport-addresses", "stand alone"]);
@@ -276,6 +278,17 @@ fn a_missing_capability_has_a_code_of_its_own() {
     let status = kube_ipvs_without(NET_ADMIN, &["status"]);
     status.expect(4, &remedy);
     assert_eq!(status.stdout, "", "no half of a table");
+    kube_ipvs_without(NET_ADMIN, &["cleanup"]).expect(4, &remedy);
+}
+
+#[test]
+fn cleanup_beside_an_agent_is_refused() {
+    let directory = directory();
+    let socket = directory.path().join("socket");
+    let _agent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let arguments = ["cleanup", "--control-socket", text(&socket)];
+    kube_ipvs_without(NET_ADMIN, &arguments).expect(1, &["an agent is running", text(&socket), "--force"]);
+    kube_ipvs_without(NET_ADMIN, &[&arguments[..], &["--force"]].concat()).expect(4, &["CAP_NET_ADMIN"]);
 }
 
 #[test]

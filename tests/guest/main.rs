@@ -6,6 +6,7 @@
 mod addresses;
 mod binding;
 mod changes;
+mod cleanup;
 mod cluster;
 mod drain;
 mod events;

@@ -23,6 +23,7 @@ mod conntrack;
 mod error;
 mod ipset;
 mod ipvs;
+mod kube_proxy;
 mod monitor;
 mod pipeline;
 mod preflight;
@@ -40,8 +41,9 @@ pub use conntrack::Conntrack;
 pub use error::Error;
 pub use ipset::Ipset;
 pub use ipvs::{Listing, Table};
+pub use kube_proxy::{Leftovers, Mode};
 pub use monitor::{Monitor, Notice};
-pub use preflight::supported_families;
+pub use preflight::{known_families, supported_families};
 pub use report::{Failure, Report};
 pub use rules::Flavour;
 pub use vips::Vips;
@@ -125,6 +127,14 @@ impl Kernel {
     /// As [`Conntrack::flush_udp`].
     pub fn flush_udp(&mut self, family: Family, stale: impl Fn(&Flow) -> bool) -> Result<usize, Error> {
         self.conntrack.flush_udp(family, stale)
+    }
+
+    /// Removes the device of the VIPs, unless something is on it that is not ours. Returns whether it was there and is gone.
+    ///
+    /// # Errors
+    /// As [`Vips::remove_device`].
+    pub fn remove_device(&mut self) -> Result<bool, Error> {
+        self.vips.remove_device()
     }
 
     /// Everything there is: packet rules, sets and VIPs that are ours, and all virtual servers.
