@@ -12,12 +12,12 @@ use anyhow::Context;
 use desired::{Config, Ledger};
 use ipnetwork::IpNetwork;
 use kernel::{Failure, Kernel, Report};
-use model::{Family, Rules, Scheduler, Scope, Set, State};
+use model::{Family, Rules, Scheduler, Scope, Set, State, VirtualServerKey};
 use plan::{Order, Ownership, Plan, Step, plan};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
-use crate::drain::{Drains, Limits};
+use crate::drain::{Drains, Limits, Surroundings};
 use crate::health::Health;
 use crate::mailbox::{Fragments, Letter, Mailbox, NodeSettings};
 use crate::metrics::{Metrics, Pass, Phase};
@@ -118,6 +118,26 @@ struct Reconciler {
     health: watch::Sender<Health>,
 }
 
+/// What is known of virtual servers that may be leaving.
+struct Known<'a> {
+    ledger: &'a Ledger,
+    /// What was observed of the whole node, and the networks in which nothing is removed; `None` for states that hold nothing but what was
+    /// desired once.
+    ours: Option<(&'a State, &'a [IpNetwork])>,
+}
+
+impl Surroundings for Known<'_> {
+    fn frontend(&self, key: &VirtualServerKey) -> Option<VirtualServerKey> {
+        self.ledger.frontend(key)
+    }
+
+    fn is_ours(&self, key: &VirtualServerKey) -> bool {
+        // Those on a VIP that is not theirs go with it at once.
+        let listed = |(observed, excluded)| Ownership::Listed { excluded }.covers(key, &State::default(), observed);
+        self.ours.is_none_or(listed)
+    }
+}
+
 impl Reconciler {
     fn run(mut self, mailbox: &Mailbox) {
         // While the API server's lists are on their way.
@@ -214,7 +234,7 @@ impl Reconciler {
             held.rules.clone_from(&observed.rules);
         }
         self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
-        self.drains.keep_leaving(&mut desired, &held, |key| self.ledger.frontend(key), begun);
+        self.drains.keep_leaving(&mut desired, &held, &Known { ledger: &self.ledger, ours: None }, begun);
         let plan = self.planned(&desired, &held, &Ownership::Scope);
         self.apply(&plan, Pass::Change, begun);
     }
@@ -222,7 +242,11 @@ impl Reconciler {
     /// Counts the connections of real servers that are leaving, and removes those that are done.
     fn drain(&mut self, pass: Pass) {
         let begun = Instant::now();
-        let scope = self.drains.scope();
+        let Some(observed) = &self.observed else {
+            self.drains.check_later(begun);
+            return;
+        };
+        let scope = self.drains.scope(observed);
         let mut gone = BTreeMap::new();
         for key in &scope.virtual_servers {
             match self.kernel.connections(key) {
@@ -233,7 +257,6 @@ impl Reconciler {
                 }
             }
         }
-        let Some(observed) = &self.observed else { return };
         let held = observed.restricted_to(&scope);
         let mut staying = held.clone();
         for (key, server) in &mut staying.virtual_servers {
@@ -241,7 +264,7 @@ impl Reconciler {
         }
         let mut desired = self.ledger.desired(&scope);
         self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
-        self.drains.keep_leaving(&mut desired, &staying, |key| self.ledger.frontend(key), begun);
+        self.drains.keep_leaving(&mut desired, &staying, &Known { ledger: &self.ledger, ours: None }, begun);
         let plan = self.planned(&desired, &held, &Ownership::Scope);
         if !plan.is_empty() {
             self.apply(&plan, pass, begun);
@@ -360,7 +383,8 @@ impl Reconciler {
         desired.rules.clone_from(&self.rules);
         self.schedulers.ask_again(&desired, |scheduler| self.kernel.offers(scheduler));
         self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
-        self.drains.keep_leaving(&mut desired, &observed, |key| self.ledger.frontend(key), begun);
+        let known = Known { ledger: &self.ledger, ours: Some((&observed, &self.settings.excluded)) };
+        self.drains.keep_leaving(&mut desired, &observed, &known, begun);
         let ownership = Ownership::Node { excluded: &self.settings.excluded };
         let plan = self.planned(&desired, &observed, &ownership);
         // What is remembered of the kernel grows by what is done now, into the memory that this takes.
