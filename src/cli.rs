@@ -167,6 +167,11 @@ pub(crate) struct Proxy {
     #[arg(long)]
     pub(crate) localhost_nodeports: bool,
 
+    /// What becomes of what kube-proxy in IPVS mode has left on the node and the agent has no use for: its chains, the sets that only it
+    /// has, virtual servers of node ports on addresses where the agent serves none. What both have is taken over either way
+    #[arg(long, default_value = "remove", value_name = "WHAT")]
+    pub(crate) kube_proxy_leftovers: KubeProxyLeftovers,
+
     /// Networks in which no virtual server is ever removed, whoever made it
     #[arg(long, alias = "ipvs-exclude-cidrs", value_delimiter = ',', value_name = "CIDR,…")]
     pub(crate) exclude_cidrs: Vec<IpNetwork>,
@@ -225,6 +230,14 @@ pub(crate) enum Occupied {
     Service,
     /// The process: the node port is not served on the addresses where it listens
     Process,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KubeProxyLeftovers {
+    /// It goes when everything is served; connections to virtual servers that go are drained first
+    Remove,
+    /// It stays, and is in force beside the agent's own
+    Keep,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use desired::{Config, Ledger};
 use ipnetwork::IpNetwork;
-use kernel::{Failure, Kernel, Report};
+use kernel::{Failure, Kernel, Leftovers, Mode, Report};
 use model::{Family, Rules, Scheduler, Scope, Set, State, VirtualServerKey};
 use plan::{Order, Ownership, Plan, Step, plan};
 use tokio::sync::watch;
@@ -45,6 +45,8 @@ pub(crate) struct Settings {
     pub(crate) excluded: Vec<IpNetwork>,
     pub(crate) audit_period: Duration,
     pub(crate) drain: Limits,
+    /// Whether what kube-proxy in IPVS mode has left is removed when it is not needed any more.
+    pub(crate) take_over: bool,
 }
 
 /// The thread, and what it tells of itself.
@@ -68,6 +70,7 @@ pub(crate) fn spawn(kernel: Kernel, settings: Settings, mailbox: Mailbox, news: 
         schedulers: Schedulers::new(settings.config.scheduler, lacking, metrics.clone()),
         order: Order::of_node(&settings.config.node_name),
         stale_flows: StaleFlows::default(),
+        predecessor: None,
         kernel,
         rules: BTreeMap::new(),
         observed: None,
@@ -97,6 +100,8 @@ struct Reconciler {
     /// In which order real servers are added.
     order: Order,
     stale_flows: StaleFlows,
+    /// What kube-proxy has left, until it is removed.
+    predecessor: Option<Leftovers>,
     rules: BTreeMap<Family, Rules>,
     /// What the kernel holds, as far as it is known; `None` when only an observation can tell.
     observed: Option<State>,
@@ -275,7 +280,10 @@ impl Reconciler {
     fn adopt(&mut self) {
         let begun = Instant::now();
         match self.observe() {
-            Ok(observed) => {
+            Ok(mut observed) => {
+                if self.settings.take_over {
+                    self.take_over(&mut observed);
+                }
                 self.ledger.adopt(&observed);
                 self.observed = Some(observed);
                 self.observed_at = begun;
@@ -297,6 +305,49 @@ impl Reconciler {
         let plan = plan(desired, observed, ownership).in_order(self.order, desired);
         self.metrics.count_phase(Phase::Plan, begun.elapsed());
         plan
+    }
+
+    /// Looks whether kube-proxy was here before, and makes those of its virtual servers ours that none of the sets lists which we have in
+    /// common.
+    fn take_over(&mut self, observed: &mut State) {
+        let found = match self.kernel.find_kube_proxy() {
+            Ok(found) => found,
+            Err(error) => {
+                warn!(%error, "cannot look for what kube-proxy has left; it stays");
+                return;
+            }
+        };
+        match found.mode() {
+            Mode::None => {}
+            Mode::Iptables => warn!(
+                "kube-proxy in iptables mode has packet rules on this node, which may translate what is meant for IPVS; \
+                 stop it and run `kube-proxy --cleanup`"
+            ),
+            Mode::Ipvs => {
+                info!("taking over from kube-proxy in IPVS mode");
+                let mut listed = observed.clone();
+                listed.own(found.node_ports(observed));
+                let plan = plan(&listed, observed, &Ownership::Scope);
+                let report = self.kernel.apply(&plan);
+                report.apply_to(&plan, observed);
+                match report.failures.first() {
+                    None => self.predecessor = Some(found),
+                    Some(Failure { step, error }) => {
+                        warn!(%step, %error, "cannot take over node ports; what kube-proxy has left stays")
+                    }
+                }
+            }
+        }
+    }
+
+    /// Removes what kube-proxy has left, once all that is to take its place is there.
+    fn succeed(&mut self) {
+        let replaced = self.complete && self.observed.as_ref().is_some_and(|observed| observed.rules == self.rules);
+        let Some(found) = self.predecessor.take_if(|_| replaced) else { return };
+        match self.kernel.remove_kube_proxy(&found) {
+            Ok(()) => info!("removed what kube-proxy has left: its packet rules, and the sets that only they asked"),
+            Err(error) => warn!(%error, "cannot remove all that kube-proxy has left; it is not needed and does no harm"),
+        }
     }
 
     /// Makes the sets and installs the packet rules before there is any virtual server that needs them. Removes nothing.
@@ -403,6 +454,7 @@ impl Reconciler {
             // Those without connections need not wait for the next count.
             self.drain(pass);
         }
+        self.succeed();
     }
 
     fn apply(&mut self, plan: &Plan, pass: Pass, begun: Instant) {

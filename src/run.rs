@@ -21,7 +21,9 @@ use tracing::{debug, info, warn};
 
 use crate::agent::{Agent, Servers, Sources};
 use crate::cleanup::KubeProxy;
-use crate::cli::{Bind, DetectLocalMode, NodePortAddress, Occupied, Proxy, Run, VipBinding, VipPing, WatchNodes};
+use crate::cli::{
+    Bind, DetectLocalMode, KubeProxyLeftovers, NodePortAddress, Occupied, Proxy, Run, VipBinding, VipPing, WatchNodes,
+};
 use crate::drain::Limits;
 use crate::exit::{Ending, Exit, kernel_ending};
 use crate::health::Health;
@@ -79,6 +81,7 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
         excluded: arguments.proxy.exclude_cidrs.clone(),
         audit_period: arguments.audit_period,
         drain: Limits { connections: arguments.proxy.drain_timeout, datagrams: arguments.proxy.udp_drain_timeout },
+        take_over: arguments.proxy.kube_proxy_leftovers == KubeProxyLeftovers::Remove,
     };
     let news = News::default();
     let Running { health, lacking_schedulers, thread } =

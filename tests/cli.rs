@@ -187,6 +187,7 @@ fn an_invalid_value_names_its_flag_and_what_is_allowed() {
         ("--nodeport-addresses", "eth0/24", "primary, all, networks such as 192.0.2.0/24, or interfaces such as eth0 or eth+"),
         ("--occupied-node-ports", "nobody", "service, process"),
         ("--vip-ping", "maybe", "answer, refuse"),
+        ("--kube-proxy-leftovers", "sell", "remove, keep"),
         ("--watch-nodes", "some", "all, own"),
         ("--allow-external-cidrs", "everything", "--allow-external-cidrs"),
         ("--load-balancer-exclude-cidrs", "everything", "--load-balancer-exclude-cidrs"),

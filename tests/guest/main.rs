@@ -11,6 +11,7 @@ mod cluster;
 mod drain;
 mod events;
 mod foreign;
+mod handover;
 mod matrix;
 mod policies;
 mod random;

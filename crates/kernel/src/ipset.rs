@@ -1,6 +1,7 @@
 //! The ipsets.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
 use std::time::Duration;
 
 use model::{Family, Member, Set, SetKind, SetState};
@@ -40,6 +41,11 @@ const MIN_BUCKETS: usize = 1024;
 const TEMPORARY: &str = "KUBE-IPVS-GROWING";
 
 const EINVAL: i32 = 22;
+
+/// nf_tables lets go of a set that rules asked a moment after these were removed (`nf_tables_trans_destroy_work`,
+/// net/netfilter/nf_tables_api.c).
+const LET_GO: Duration = Duration::from_millis(20);
+const LET_GO_ATTEMPTS: u32 = 50;
 
 impl Ipset {
     /// How long changes have been with the kernel since this was last asked.
@@ -211,9 +217,13 @@ impl Ipset {
     /// Destroys the set called `name`. That there is none is what was wanted.
     pub(crate) fn destroy(&mut self, name: &str) -> Result<(), Error> {
         let codec = self.codec;
-        match self.execute("destroying", name, |batch, seq| codec.destroy(batch, seq, name)) {
-            Err(error) if error.is_gone() => Ok(()),
-            done => done,
+        let mut waits = 0..LET_GO_ATTEMPTS;
+        loop {
+            match self.execute("destroying", name, |batch, seq| codec.destroy(batch, seq, name)) {
+                Err(error) if error.is_gone() => return Ok(()),
+                Err(error) if error.is_in_use() && waits.next().is_some() => thread::sleep(LET_GO),
+                done => return done,
+            }
         }
     }
 
