@@ -159,6 +159,20 @@ pub(crate) struct Proxy {
     #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
     pub(crate) udp_drain_timeout: Duration,
 
+    /// How long the kernel keeps a TCP connection without packets; 0s leaves that as it is, which is 15 minutes unless somebody has changed
+    /// it. The default outlives the keepalive of Linux, which begins after 2 hours and gives up 12 minutes later
+    #[arg(long, default_value = "2h15m", value_name = "DURATION", value_parser = seconds)]
+    pub(crate) ipvs_tcp_timeout: u32,
+
+    /// How long the kernel keeps a TCP connection after a FIN; 0s leaves that as it is, which is 2 minutes unless somebody has changed it
+    #[arg(long, default_value = "0s", value_name = "DURATION", value_parser = seconds)]
+    pub(crate) ipvs_tcpfin_timeout: u32,
+
+    /// How long a client of UDP without packets stays with its real server; 0s leaves that as it is, which is 5 minutes unless somebody has
+    /// changed it
+    #[arg(long, default_value = "0s", value_name = "DURATION", value_parser = seconds)]
+    pub(crate) ipvs_udp_timeout: u32,
+
     /// Accept packets to VIPs and node ports ahead of the rest of the INPUT chain, for hosts whose firewall drops by default
     #[arg(long)]
     pub(crate) open_input: bool,
@@ -380,28 +394,44 @@ fn path_or_none(text: &str) -> Result<PathBuf, std::convert::Infallible> {
     Ok(PathBuf::from(text))
 }
 
-/// Reads a duration as Go and kubectl write it: `30s`, `1m30s`, `500ms`.
+/// Reads a duration as Go and kubectl write it: `30s`, `1m30s`, `500ms`. It is above zero.
 fn duration(text: &str) -> Result<Duration, String> {
-    let invalid = || "expected a duration above zero such as 30s, 500ms or 1m30s".to_owned();
+    go_duration(text)
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "expected a duration above zero such as 30s, 500ms or 1m30s".to_owned())
+}
+
+/// Reads a duration in whole seconds, as IPVS has its time-outs.
+fn seconds(text: &str) -> Result<u32, String> {
+    // The kernel counts in ticks, of which a kernel has at most 1,000 a second, and takes no more than an int of them (`ip_vs_set_timeout`).
+    const MOST: u32 = i32::MAX.unsigned_abs() / 1000;
+    go_duration(text)
+        .filter(|duration| duration.subsec_nanos() == 0)
+        .and_then(|duration| u32::try_from(duration.as_secs()).ok())
+        .filter(|seconds| *seconds <= MOST)
+        .ok_or_else(|| "expected whole seconds, at most 24 days, such as 900s or 2h15m, or 0s to leave it as it is".to_owned())
+}
+
+fn go_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(invalid)?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
         let (number, after) = rest.split_at(digits);
         let unit_end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
         let (unit, after) = after.split_at(unit_end);
-        let number: u64 = number.parse().map_err(|_| invalid())?;
+        let number: u64 = number.parse().ok()?;
         let milliseconds = match unit {
             "ms" => 1,
             "s" => 1_000,
             "m" => 60_000,
             "h" => 3_600_000,
-            _ => return Err(invalid()),
+            _ => return None,
         };
-        total = number.checked_mul(milliseconds).and_then(|ms| total.checked_add(Duration::from_millis(ms))).ok_or_else(invalid)?;
+        total = number.checked_mul(milliseconds).and_then(|ms| total.checked_add(Duration::from_millis(ms)))?;
         rest = after;
     }
-    if total.is_zero() { Err(invalid()) } else { Ok(total) }
+    (!text.is_empty()).then_some(total)
 }
 
 #[cfg(test)]
@@ -429,6 +459,16 @@ mod tests {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         for wrong in ["", "30", "s", "-1s", "0s", "1y", "99999999999999999999h", "18446744073709551615h"] {
             assert!(duration(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a6_time_outs_are_whole_seconds_and_may_be_left_alone() {
+        assert_eq!(seconds("0s"), Ok(0));
+        assert_eq!(seconds("2h15m"), Ok(8_100));
+        assert_eq!(seconds("1000ms"), Ok(1));
+        for wrong in ["", "0", "1500ms", "25h600h", "600h", "-1s"] {
+            assert!(seconds(wrong).is_err(), "{wrong:?}");
         }
     }
 

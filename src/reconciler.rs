@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use desired::{Config, Ledger};
 use ipnetwork::IpNetwork;
-use kernel::{Failure, Kernel, Leftovers, Mode, Report};
+use kernel::{Failure, Kernel, Leftovers, Mode, Report, Timeouts};
 use model::{Family, Rules, Scheduler, Scope, Set, State, VirtualServerKey};
 use plan::{Order, Ownership, Plan, Step, plan};
 use tokio::sync::watch;
@@ -45,6 +45,8 @@ pub(crate) struct Settings {
     pub(crate) excluded: Vec<IpNetwork>,
     pub(crate) audit_period: Duration,
     pub(crate) drain: Limits,
+    /// How long idle connections are kept, in seconds; 0 for as the kernel has it.
+    pub(crate) timeouts: Timeouts,
     /// Whether what kube-proxy in IPVS mode has left is removed when it is not needed any more.
     pub(crate) take_over: bool,
 }
@@ -430,6 +432,7 @@ impl Reconciler {
     fn pass_over(&mut self, pass: Pass, observed: State, begun: Instant) {
         self.next_audit = begun + self.settings.audit_period;
         self.refused.clear();
+        self.keep_timeouts(pass);
         let mut desired = self.ledger.complete();
         desired.rules.clone_from(&self.rules);
         self.schedulers.ask_again(&desired, |scheduler| self.kernel.offers(scheduler));
@@ -455,6 +458,19 @@ impl Reconciler {
             self.drain(pass);
         }
         self.succeed();
+    }
+
+    /// Has idle connections kept for as long as is asked for, whoever else has set that meanwhile.
+    fn keep_timeouts(&mut self, pass: Pass) {
+        match self.kernel.keep_timeouts(self.settings.timeouts) {
+            Ok(None) => {}
+            Ok(Some(Timeouts { tcp, tcp_fin, udp })) if pass == Pass::Audit => {
+                warn!(tcp, tcp_fin, udp, "set the IPVS time-outs again, which another tool has changed");
+                self.metrics.repairs.with_label_values(&["time-outs"]).inc();
+            }
+            Ok(Some(Timeouts { tcp, tcp_fin, udp })) => info!(tcp, tcp_fin, udp, "set the IPVS time-outs, which were others"),
+            Err(error) => warn!(%error, "cannot keep the IPVS time-outs; idle connections may be cut early"),
+        }
     }
 
     fn apply(&mut self, plan: &Plan, pass: Pass, begun: Instant) {

@@ -10,7 +10,7 @@ use desired::{
 };
 use hyper::StatusCode;
 use kernel::sysctl::{self, Outcome, Sysctl};
-use kernel::{Kernel, supported_families};
+use kernel::{Kernel, Timeouts, supported_families};
 use kube::Client;
 use model::Via;
 use serde_json::json;
@@ -81,6 +81,11 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
         excluded: arguments.proxy.exclude_cidrs.clone(),
         audit_period: arguments.audit_period,
         drain: Limits { connections: arguments.proxy.drain_timeout, datagrams: arguments.proxy.udp_drain_timeout },
+        timeouts: Timeouts {
+            tcp: arguments.proxy.ipvs_tcp_timeout,
+            tcp_fin: arguments.proxy.ipvs_tcpfin_timeout,
+            udp: arguments.proxy.ipvs_udp_timeout,
+        },
         take_over: arguments.proxy.kube_proxy_leftovers == KubeProxyLeftovers::Remove,
     };
     let news = News::default();

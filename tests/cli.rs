@@ -187,6 +187,8 @@ fn an_invalid_value_names_its_flag_and_what_is_allowed() {
         ("--nodeport-addresses", "eth0/24", "primary, all, networks such as 192.0.2.0/24, or interfaces such as eth0 or eth+"),
         ("--occupied-node-ports", "nobody", "service, process"),
         ("--vip-ping", "maybe", "answer, refuse"),
+        ("--ipvs-tcp-timeout", "1500ms", "whole seconds, at most 24 days"),
+        ("--ipvs-udp-timeout", "601h", "or 0s to leave it as it is"),
         ("--kube-proxy-leftovers", "sell", "remove, keep"),
         ("--watch-nodes", "some", "all, own"),
         ("--allow-external-cidrs", "everything", "--allow-external-cidrs"),
@@ -227,7 +229,7 @@ fn flags_that_do_not_go_together_are_named() {
 #[test]
 fn kube_proxys_names_of_flags_work() {
     let arguments = "run --manifests /nonexistent --hostname-override node-1 --ipvs-scheduler rr --ipvs-sync-period 30s \
-        --ipvs-exclude-cidrs 192.0.2.0/24 --cluster-cidr 10.244.0.0/16 --detect-local-mode BridgeInterface --pod-bridge-interface cni0 \
+        --ipvs-exclude-cidrs 192.0.2.0/24 --ipvs-tcp-timeout 0s --ipvs-tcpfin-timeout 2m --ipvs-udp-timeout 300s --cluster-cidr 10.244.0.0/16 --detect-local-mode BridgeInterface --pod-bridge-interface cni0 \
         --pod-interface-name-prefix veth --masquerade-all --iptables-masquerade-bit 14 --nodeport-addresses primary \
         --healthz-bind-address 0.0.0.0:10256 --metrics-bind-address 127.0.0.1:10249";
     // All of them were understood when the first complaint is about the path.

@@ -20,6 +20,7 @@ mod sizes;
 mod start;
 mod status;
 mod support;
+mod timeouts;
 mod traffic;
 mod udp;
 mod world;

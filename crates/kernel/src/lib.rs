@@ -47,6 +47,7 @@ pub use preflight::{known_families, supported_families};
 pub use report::{Failure, Report};
 pub use rules::Flavour;
 pub use vips::Vips;
+pub use wire::ipvs::Timeouts;
 
 use ipvs::Ipvs;
 use preflight::Capability;
@@ -111,6 +112,26 @@ impl Kernel {
     /// When the kernel does not answer.
     pub fn offers(&mut self, scheduler: Scheduler) -> Result<bool, Error> {
         self.ipvs.offers(scheduler)
+    }
+
+    /// Has idle connections kept as `desired` says, where 0 is to leave it as it is. Returns what the kernel had where that was not so.
+    ///
+    /// # Errors
+    /// When the time-outs cannot be read, or the kernel refuses.
+    pub fn keep_timeouts(&mut self, desired: Timeouts) -> Result<Option<Timeouts>, Error> {
+        let held = self.ipvs.timeouts()?;
+        // A kernel without one of the protocols has 0 for it, whatever it is given.
+        let choose = |desired: u32, held: u32| if desired == 0 || held == 0 { held } else { desired };
+        let chosen = Timeouts {
+            tcp: choose(desired.tcp, held.tcp),
+            tcp_fin: choose(desired.tcp_fin, held.tcp_fin),
+            udp: choose(desired.udp, held.udp),
+        };
+        if chosen == held {
+            return Ok(None);
+        }
+        self.ipvs.set_timeouts(chosen)?;
+        Ok(Some(held))
     }
 
     /// The connections of each real server of the virtual server `key`. There are none when there is no such virtual server.
