@@ -7,6 +7,8 @@
 use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use kernel::{Flavour, Kernel, Leftovers, Mode, Report};
@@ -26,6 +28,10 @@ pub(crate) enum KubeProxy {
     /// To leave it what it has taken over.
     HandOver,
 }
+
+/// How long to wait for sets to be let go, and how often to look: five seconds in all.
+const LET_GO: Duration = Duration::from_millis(100);
+const LET_GO_ATTEMPTS: u32 = 50;
 
 /// What was removed.
 #[derive(Debug, Default)]
@@ -71,7 +77,7 @@ pub(crate) fn clean_up(excluded: &[IpNetwork], kube_proxy: KubeProxy) -> anyhow:
     let ending = |error: kernel::Error| kernel_ending(&error);
     let families = kernel::known_families();
     let mut kernel = Kernel::open(&families).map_err(ending)?;
-    let leftovers = kernel.find_kube_proxy().map_err(ending)?;
+    let mut leftovers = kernel.find_kube_proxy().map_err(ending)?;
     check(kube_proxy, leftovers.mode())?;
     let observed = kernel.observe().map_err(ending)?;
 
@@ -96,12 +102,10 @@ pub(crate) fn clean_up(excluded: &[IpNetwork], kube_proxy: KubeProxy) -> anyhow:
         }
     }
     if kube_proxy == KubeProxy::Remove && !leftovers.is_empty() {
-        kernel.remove_kube_proxy(&leftovers).map_err(ending)?;
+        until_let_go(|| kernel.remove_kube_proxy(&mut leftovers)).map_err(ending)?;
         removed.rules = true;
     }
-    let sets = sets(observed, kube_proxy);
-    carry_out(&mut kernel, &sets)?;
-    removed.sets = sets.steps().filter(|step| matches!(step, Step::DestroySet(_))).count();
+    removed.sets = remove_sets(&mut kernel, kube_proxy)?;
     if kube_proxy != KubeProxy::HandOver {
         removed.device = kernel.remove_device().map_err(ending)?;
     }
@@ -152,8 +156,43 @@ fn sets(observed: State, kube_proxy: KubeProxy) -> Plan {
     plan(&staying, &observed, &Ownership::Scope)
 }
 
+/// Removes the sets that are to go, and returns how many.
+fn remove_sets(kernel: &mut Kernel, kube_proxy: KubeProxy) -> anyhow::Result<usize> {
+    let mut removed = 0;
+    let report = until_let_go(|| {
+        // Anew each time, because of those that are gone by now.
+        let sets = sets(kernel.observe()?, kube_proxy);
+        let mut report = kernel.apply(&sets);
+        removed += sets.steps().filter(|step| matches!(step, Step::DestroySet(_))).count().saturating_sub(report.undone());
+        match report.failures.pop() {
+            Some(failure) if failure.error.is_in_use() => Err(failure.error),
+            failure => {
+                report.failures.extend(failure);
+                Ok(report)
+            }
+        }
+    });
+    check_report(report.map_err(|error| kernel_ending(&error))?)?;
+    Ok(removed)
+}
+
+/// Does what a set in use may keep from being done until that is let go: nf_tables does so some time after the rules that asked it are
+/// gone.
+fn until_let_go<T>(mut work: impl FnMut() -> Result<T, kernel::Error>) -> Result<T, kernel::Error> {
+    let mut waits = 0..LET_GO_ATTEMPTS;
+    loop {
+        match work() {
+            Err(error) if error.is_in_use() && waits.next().is_some() => thread::sleep(LET_GO),
+            done => return done,
+        }
+    }
+}
+
 fn carry_out(kernel: &mut Kernel, plan: &Plan) -> anyhow::Result<()> {
-    let Report { failures, .. } = kernel.apply(plan);
+    check_report(kernel.apply(plan))
+}
+
+fn check_report(Report { failures, .. }: Report) -> anyhow::Result<()> {
     match failures.split_first() {
         None => Ok(()),
         Some((first, others)) => {

@@ -345,9 +345,14 @@ impl Reconciler {
     /// Removes what kube-proxy has left, once all that is to take its place is there.
     fn succeed(&mut self) {
         let replaced = self.complete && self.observed.as_ref().is_some_and(|observed| observed.rules == self.rules);
-        let Some(found) = self.predecessor.take_if(|_| replaced) else { return };
-        match self.kernel.remove_kube_proxy(&found) {
+        let Some(mut found) = self.predecessor.take_if(|_| replaced) else { return };
+        match self.kernel.remove_kube_proxy(&mut found) {
             Ok(()) => info!("removed what kube-proxy has left: its packet rules, and the sets that only they asked"),
+            // The next audit is soon enough.
+            Err(error) if error.is_in_use() => {
+                debug!(%error, "not all that kube-proxy has left can be removed yet");
+                self.predecessor = Some(found);
+            }
             Err(error) => warn!(%error, "cannot remove all that kube-proxy has left; it is not needed and does no harm"),
         }
     }

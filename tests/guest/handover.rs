@@ -252,7 +252,7 @@ fn k2_kube_proxy_hands_over_and_gets_back_without_a_lost_call_or_connection() {
         calls.iter().try_for_each(answered)?;
 
         world.write("web.yaml", &format!("{}{}{}", node(), service(), slices(&pods)))?;
-        let mut agent = started(world, &[])?;
+        let mut agent = started(world, &["--audit-period", "2s"])?;
         agent.process().wait_for("removed what kube-proxy has left", PATIENCE)?;
         let left = of_kube_proxy(host)?;
         ensure!(left.is_empty(), "{left:?}");

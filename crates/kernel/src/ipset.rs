@@ -1,8 +1,6 @@
 //! The ipsets.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::thread;
-use std::time::Duration;
 
 use model::{Family, Member, Set, SetKind, SetState};
 use neli::consts::socket::NlFamily;
@@ -41,11 +39,6 @@ const MIN_BUCKETS: usize = 1024;
 const TEMPORARY: &str = "KUBE-IPVS-GROWING";
 
 const EINVAL: i32 = 22;
-
-/// nf_tables lets go of a set that rules asked a moment after these were removed (`nf_tables_trans_destroy_work`,
-/// net/netfilter/nf_tables_api.c).
-const LET_GO: Duration = Duration::from_millis(20);
-const LET_GO_ATTEMPTS: u32 = 50;
 
 impl Ipset {
     /// How long changes have been with the kernel since this was last asked.
@@ -143,18 +136,28 @@ impl Ipset {
 
     /// The ports in the set called `name`, which is one of ports (`bitmap:port`); `None` without such a set.
     pub(crate) fn ports(&mut self, name: &str) -> Result<Option<BTreeSet<u16>>, Error> {
+        #[derive(Default)]
+        struct Found {
+            ports: BTreeSet<u16>,
+            is_other: bool,
+        }
         let codec = self.codec;
         let found = self.socket.dump(
             "listing a set of ports",
             |batch, seq| codec.list(batch, seq, name, ListScope::Members),
-            |ports: &mut BTreeSet<u16>, _, payload| {
-                parse_set(payload)?.ports().try_for_each(|port| {
-                    ports.insert(port?);
-                    Ok(())
-                })
+            |found: &mut Found, _, payload| {
+                let part = parse_set(payload)?;
+                found.is_other |= part.header.is_some_and(|header| header.type_name != "bitmap:port");
+                if !found.is_other {
+                    part.ports().try_for_each(|port| {
+                        found.ports.insert(port?);
+                        Ok(())
+                    })?;
+                }
+                Ok(())
             },
         );
-        absent_or(found)
+        Ok(absent_or(found)?.filter(|found| !found.is_other).map(|found| found.ports))
     }
 
     /// The members of the set called `name`, as far as the model has words for them; `None` without such a set.
@@ -217,13 +220,9 @@ impl Ipset {
     /// Destroys the set called `name`. That there is none is what was wanted.
     pub(crate) fn destroy(&mut self, name: &str) -> Result<(), Error> {
         let codec = self.codec;
-        let mut waits = 0..LET_GO_ATTEMPTS;
-        loop {
-            match self.execute("destroying", name, |batch, seq| codec.destroy(batch, seq, name)) {
-                Err(error) if error.is_gone() => return Ok(()),
-                Err(error) if error.is_in_use() && waits.next().is_some() => thread::sleep(LET_GO),
-                done => return done,
-            }
+        match self.execute("destroying", name, |batch, seq| codec.destroy(batch, seq, name)) {
+            Err(error) if error.is_gone() => Ok(()),
+            done => done,
         }
     }
 

@@ -130,14 +130,21 @@ impl Kernel {
         Ok(found)
     }
 
-    /// Removes what was found, packet rules before the sets that they ask.
+    /// Removes what was found, packet rules before the sets that they ask, and takes it out of `found`.
     ///
     /// # Errors
-    /// When the kernel refuses, as it does for a set that rules of others ask. What comes after that is left for another time.
-    pub fn remove_kube_proxy(&mut self, found: &Leftovers) -> Result<(), Error> {
-        for (flavour, family, removal) in &found.rules {
+    /// When the kernel refuses; what is in `found` then is left for another time. A set that is [in use](Error::is_in_use) may be let go
+    /// a moment later: nf_tables does so some time after the rules that asked it are gone (`nf_tables_trans_destroy_work`,
+    /// net/netfilter/nf_tables_api.c).
+    pub fn remove_kube_proxy(&mut self, found: &mut Leftovers) -> Result<(), Error> {
+        while let Some((flavour, family, removal)) = found.rules.last() {
             flavour.restore(*family, removal)?;
+            found.rules.pop();
         }
-        found.sets.iter().try_for_each(|name| self.ipset.destroy(name))
+        while let Some(name) = found.sets.last() {
+            self.ipset.destroy(name)?;
+            found.sets.pop();
+        }
+        Ok(())
     }
 }

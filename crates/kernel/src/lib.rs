@@ -1,7 +1,7 @@
 //! This crate turns a [`plan::Plan`] into the kernel's state, and the kernel's state into a [`model::State`].
 //!
 //! [`Kernel`] is the one thing that needs privileges: it owns the netlink sockets and runs the two iptables programs. Everything in it
-//! blocks, and none of it waits, but for packet rules that were removed to let go of a set: netlink does its work inside the system call. `plan` says what to do, `wire` knows the bytes, and
+//! blocks, and none of it waits: netlink does its work inside the system call. `plan` says what to do, `wire` knows the bytes, and
 //! the agent around it decides when. A [`Monitor`] follows the node's addresses, and [`sysctl`] has the settings that IPVS needs.
 //!
 //! Three rules hold throughout. What could not be read is an error, never an empty result. What the kernel refuses is data in a
