@@ -335,7 +335,7 @@ impl Reconciler {
                 match report.failures.first() {
                     None => self.predecessor = Some(found),
                     Some(Failure { step, error }) => {
-                        warn!(%step, %error, "cannot take over node ports; what kube-proxy has left stays")
+                        warn!(%step, %error, "cannot take over node ports; what kube-proxy has left stays");
                     }
                 }
             }
