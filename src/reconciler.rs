@@ -39,6 +39,9 @@ const ADOPTED: Duration = Duration::from_secs(10);
 /// changes share what each pass costs beside them.
 const GATHERING: Duration = Duration::from_millis(2);
 
+/// How long nf_tables may take to let go of sets, on a busy node, after the rules that asked them were removed.
+const LET_GO: Duration = Duration::from_secs(10);
+
 /// What shapes the reconciler's work.
 pub(crate) struct Settings {
     pub(crate) config: Config,
@@ -103,7 +106,7 @@ struct Reconciler {
     order: Order,
     stale_flows: StaleFlows,
     /// What kube-proxy has left, until it is removed.
-    predecessor: Option<Leftovers>,
+    predecessor: Option<Predecessor>,
     rules: BTreeMap<Family, Rules>,
     /// What the kernel holds, as far as it is known; `None` when only an observation can tell.
     observed: Option<State>,
@@ -123,6 +126,15 @@ struct Reconciler {
     retry: Duration,
     metrics: Metrics,
     health: watch::Sender<Health>,
+}
+
+/// What kube-proxy has left.
+struct Predecessor {
+    leftovers: Leftovers,
+    /// When it can be removed, as soon as all that is to take its place is there.
+    due: Instant,
+    /// Whether it waits for rules that are gone to let go of the sets that they asked.
+    waits: bool,
 }
 
 /// What is known of virtual servers that may be leaving.
@@ -333,7 +345,7 @@ impl Reconciler {
                 let report = self.kernel.apply(&plan);
                 report.apply_to(&plan, observed);
                 match report.failures.first() {
-                    None => self.predecessor = Some(found),
+                    None => self.predecessor = Some(Predecessor { leftovers: found, due: Instant::now(), waits: false }),
                     Some(Failure { step, error }) => {
                         warn!(%step, %error, "cannot take over node ports; what kube-proxy has left stays");
                     }
@@ -344,14 +356,16 @@ impl Reconciler {
 
     /// Removes what kube-proxy has left, once all that is to take its place is there.
     fn succeed(&mut self) {
-        let replaced = self.complete && self.observed.as_ref().is_some_and(|observed| observed.rules == self.rules);
-        let Some(mut found) = self.predecessor.take_if(|_| replaced) else { return };
-        match self.kernel.remove_kube_proxy(&mut found) {
+        let (now, complete) = (Instant::now(), self.complete);
+        let replaced = complete && self.observed.as_ref().is_some_and(|observed| observed.rules == self.rules);
+        let Some(mut predecessor) = self.predecessor.take_if(|predecessor| replaced && predecessor.due <= now) else { return };
+        match self.kernel.remove_kube_proxy(&mut predecessor.leftovers) {
             Ok(()) => info!("removed what kube-proxy has left: its packet rules, and the sets that only they asked"),
-            // The next audit is soon enough.
-            Err(error) if error.is_in_use() => {
+            // Once: after that it is others who ask them.
+            Err(error) if error.is_in_use() && !predecessor.waits => {
                 debug!(%error, "not all that kube-proxy has left can be removed yet");
-                self.predecessor = Some(found);
+                self.next_audit = self.next_audit.min(now + LET_GO);
+                self.predecessor = Some(Predecessor { due: now + LET_GO, waits: true, ..predecessor });
             }
             Err(error) => warn!(%error, "cannot remove all that kube-proxy has left; it is not needed and does no harm"),
         }

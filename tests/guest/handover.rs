@@ -116,6 +116,11 @@ fn frontends(family: Family) -> Vec<(String, u16)> {
 
 /// Puts a node into the state in which kube-proxy in IPVS mode has it. What is there already it takes over, as kube-proxy does.
 fn kube_proxy(node: &Netns, pods: &[&Pod]) -> Result {
+    kube_proxy_with("nft", node, pods)
+}
+
+/// The same, with packet rules in a flavour of iptables.
+fn kube_proxy_with(flavour: &str, node: &Netns, pods: &[&Pod]) -> Result {
     node.exec(&[
         "sh",
         "-c",
@@ -163,12 +168,12 @@ fn kube_proxy(node: &Netns, pods: &[&Pod]) -> Result {
     for family in Family::ALL {
         let bits = if family == Family::V4 { 32 } else { 128 };
         node.exec(&["ip", "address", "replace", &format!("{}/{bits}", vip(family, 10)), "dev", "kube-ipvs0"])?;
-        let (restore, pods, loopback) = match family {
-            Family::V4 => ("iptables-restore", "10.244.0.0/16", "127.0.0.0/8"),
-            Family::V6 => ("ip6tables-restore", "fd00:244::/56", "::1/128"),
+        let (program, pods, loopback) = match family {
+            Family::V4 => ("iptables", "10.244.0.0/16", "127.0.0.0/8"),
+            Family::V6 => ("ip6tables", "fd00:244::/56", "::1/128"),
         };
         let rules = RULES.replace('@', begin(family)).replace('%', pods).replace('^', loopback);
-        node.exec_with_input(&[restore, "--noflush", "-w"], &rules)?;
+        node.exec_with_input(&[&format!("{program}-{flavour}-restore"), "--noflush", "-w"], &rules)?;
     }
     Ok(())
 }
@@ -176,7 +181,7 @@ fn kube_proxy(node: &Netns, pods: &[&Pod]) -> Result {
 /// What of kube-proxy's is left that is not shared: its chains, and its own sets.
 fn of_kube_proxy(node: &Netns) -> Result<Vec<String>> {
     let mut left = Vec::new();
-    for save in ["iptables-save", "ip6tables-save"] {
+    for save in ["iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save"] {
         let saved = node.exec(&[save])?;
         let ours = |line: &str| {
             line.contains("KUBE-IPVS-") && !line.contains("KUBE-IPVS-FILTER") && !line.contains("KUBE-IPVS-OUT-FILTER")
@@ -223,6 +228,37 @@ fn go_on(connections: &[Process]) -> Result {
             Ok(())
         })
     })
+}
+
+/// In the flavour of iptables that the kube-proxy before had, and when something of it has to stay because others use it.
+#[test]
+fn k2_what_kube_proxy_has_left_goes_in_every_flavour_but_for_what_others_use() {
+    for flavour in ["nft", "legacy"] {
+        World::test(|world| {
+            let host = world.node();
+            kube_proxy_with(flavour, host, &[])?;
+            host.exec_with_input(
+                &[&format!("iptables-{flavour}-restore"), "--noflush", "-w"],
+                "*nat\n:PORTMAP - [0:0]\n-A PORTMAP -j KUBE-MARK-MASQ\nCOMMIT\n*filter\n:OTHER - [0:0]\n\
+                 -A OTHER -m set --match-set KUBE-NODE-PORT-UDP dst -j DROP\nCOMMIT\n",
+            )?;
+            world.write("web.yaml", &format!("{}{}", node(), service()))?;
+            let mut agent = started(world, &["--audit-period", "2s"])?;
+            agent.process().wait_for("cannot remove all that kube-proxy has left", PATIENCE)?;
+            let mut left = of_kube_proxy(host)?;
+            left.sort_unstable();
+            let save = format!("iptables-{flavour}-save");
+            let wanted = [
+                "KUBE-NODE-PORT-UDP".to_owned(),
+                format!("{save}: -A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000"),
+                format!("{save}: -A OTHER -m set --match-set KUBE-NODE-PORT-UDP dst -j DROP"),
+                format!("{save}: -A PORTMAP -j KUBE-MARK-MASQ"),
+                format!("{save}: :KUBE-MARK-MASQ -"),
+            ];
+            ensure!(left == wanted, "{flavour}: {left:?}");
+            Ok(())
+        });
+    }
 }
 
 #[test]

@@ -141,10 +141,19 @@ impl Kernel {
             flavour.restore(*family, removal)?;
             found.rules.pop();
         }
+        let mut in_use = None;
+        let mut staying = Vec::new();
         while let Some(name) = found.sets.last() {
-            self.ipset.destroy(name)?;
+            match self.ipset.destroy(name) {
+                Err(error) if error.is_in_use() => {
+                    staying.push(*name);
+                    in_use.get_or_insert(error);
+                }
+                done => done?,
+            }
             found.sets.pop();
         }
-        Ok(())
+        found.sets = staying;
+        in_use.map_or(Ok(()), Err)
     }
 }

@@ -150,12 +150,13 @@ fn words(rule: &str) -> Vec<&str> {
                     escaped = c == '\\' && !escaped;
                     ends
                 });
-                quoted.split_at(end.unwrap_or(quoted.len()))
+                let (word, after) = quoted.split_at(end.unwrap_or(quoted.len()));
+                (word, after.strip_prefix('"').unwrap_or(after))
             }
             None => rest.split_at(rest.find(' ').unwrap_or(rest.len())),
         };
         words.push(word);
-        rest = after.trim_start_matches(['"', ' ']);
+        rest = after.trim_start();
     }
     words
 }
