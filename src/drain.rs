@@ -9,9 +9,11 @@
 //! unreachable (`ip_vs_leave`, net/netfilter/ipvs/ip_vs_core.c).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
+use kernel::HalfClosed;
 use model::{
     Member, Protocol, RealServer, RealServerCounters, RealServerKey, Role, Scope, Set, State, Via, Vip, VirtualServer,
     VirtualServerKey,
@@ -20,9 +22,12 @@ use model::{
 /// How often the connections of draining real servers are counted.
 const CHECK: Duration = Duration::from_secs(1);
 
-/// How long a virtual server that leaves waits for connections that are closing. The kernel keeps them for two minutes after the last
-/// packet, and tells those whose one half is still open from none of the others.
-const CLOSING: Duration = Duration::from_secs(5);
+/// How long a virtual server that leaves waits for connections that both sides have closed, of which the last packets may have to be
+/// sent again. The kernel keeps them for two minutes.
+const CLOSED: Duration = Duration::from_secs(5);
+
+/// How often a virtual server that leaves has its connections looked at one by one, which costs what there are of them on the node.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// How long real servers may take to leave.
 #[derive(Clone, Copy, Debug)]
@@ -47,8 +52,16 @@ pub(crate) struct Drains {
 struct Leaving {
     /// When it has to be gone.
     deadline: Instant,
-    /// When the last of its connections began to close, as far as was counted.
-    closing: Option<Instant>,
+    closing: Closing,
+}
+
+/// How far the last of its connections have come.
+#[derive(Clone, Copy, Debug)]
+enum Closing {
+    /// Some are open, as far as is known. When it is worth a closer look.
+    Open { look: Option<Instant> },
+    /// All were seen closed by both sides, and when.
+    Closed(Instant),
 }
 
 /// What the rest of the agent knows of the virtual servers that may be leaving.
@@ -58,6 +71,9 @@ pub(crate) trait Surroundings {
 
     /// Whether a virtual server that is not desired is ours.
     fn is_ours(&self, key: &VirtualServerKey) -> bool;
+
+    /// Whether a frontend is to be given up at once, because a machine or a process has it that cannot be reached otherwise.
+    fn is_taken(&self, frontend: &VirtualServerKey) -> bool;
 }
 
 impl Drains {
@@ -93,6 +109,8 @@ impl Drains {
     /// Adds to `desired` what `held` has beyond it and what is leaving: real servers with weight 0, and with them those of our virtual
     /// servers whose frontend is desired no more, with their VIPs and set members. Both states are about the same keys.
     pub(crate) fn keep_leaving(&mut self, desired: &mut State, held: &State, surroundings: &impl Surroundings, now: Instant) {
+        // Before anything else: a VIP is kept for all that is leaving, be it in scope or not.
+        self.whole.retain(|_, frontend| !surroundings.is_taken(frontend));
         for (key, server) in &held.virtual_servers {
             let served = match desired.virtual_servers.contains_key(key) {
                 true => Some(surroundings.frontend(key).unwrap_or(*key)),
@@ -130,7 +148,7 @@ impl Drains {
         let frontend = self.whole.get(key).copied().or_else(|| frontend_of(key, held))?;
         // The same frontend may go on with another virtual server, and its callers with that.
         let leaves = !server.real_servers.is_empty() && surroundings.frontend(&frontend).is_none() && surroundings.is_ours(key);
-        leaves.then_some(frontend)
+        (leaves && !surroundings.is_taken(&frontend)).then_some(frontend)
     }
 
     fn keep_leaving_of(&mut self, key: VirtualServerKey, desired: &mut VirtualServer, held: &VirtualServer, deadline: Instant) {
@@ -138,7 +156,7 @@ impl Drains {
             if desired.real_servers.contains_key(real) {
                 self.leaving.remove(&(key, *real));
             } else {
-                self.leaving.entry((key, *real)).or_insert(Leaving { deadline, closing: None });
+                self.leaving.entry((key, *real)).or_insert(Leaving { deadline, closing: Closing::Open { look: None } });
                 desired.real_servers.insert(*real, RealServer { weight: 0, ..*server });
             }
         }
@@ -175,20 +193,44 @@ impl Drains {
         }
     }
 
-    /// Lets go of those real servers of `key` that have no connections left or no time, by what the kernel has counted. What is let go
-    /// of is to be planned without [`Self::keep_leaving`] adding it again: it is returned, and the caller takes it out of `held`.
+    /// Whether it takes [a closer look](kernel::Kernel::half_closed) to say what [`Self::let_go`] is to do with the real servers of `key`:
+    /// those of a virtual server that leaves as a whole, whose connections all are closing.
+    pub(crate) fn needs_look(
+        &self,
+        key: VirtualServerKey,
+        counted: &BTreeMap<RealServerKey, RealServerCounters>,
+        now: Instant,
+    ) -> bool {
+        let closing =
+            |real: &RealServerKey| counted.get(real).is_some_and(|counters| counters.active == 0 && counters.inactive > 0);
+        self.whole.contains_key(&key) && self.leaving_of(key).any(|(real, leaving)| closing(&real) && leaving.is_due(now))
+    }
+
+    /// Lets go of those real servers of `key` that have no connections left or no time, by what the kernel has counted. `half_closed` is
+    /// what a closer look has found, if there was one. What is let go of is to be planned without [`Self::keep_leaving`] adding it again:
+    /// it is returned, and the caller takes it out of `held`.
     pub(crate) fn let_go(
         &mut self,
         key: VirtualServerKey,
         counted: &BTreeMap<RealServerKey, RealServerCounters>,
+        half_closed: Option<&HalfClosed>,
         now: Instant,
     ) -> BTreeSet<RealServerKey> {
-        let as_a_whole = self.whole.contains_key(&key);
+        let frontend = self.whole.get(&key).copied();
         let mut gone = BTreeSet::new();
-        for ((_, real), leaving) in self.leaving.iter_mut().filter(|((of, _), _)| *of == key) {
+        for ((_, real), leaving) in self.leaving.range_mut(real_servers_of(key)) {
             let RealServerCounters { active, inactive, .. } = counted.get(real).copied().unwrap_or_default();
-            leaving.closing = if active == 0 { Some(leaving.closing.unwrap_or(now)) } else { None };
-            let closed = as_a_whole && leaving.closing.is_some_and(|since| now >= since + CLOSING);
+            if active > 0 {
+                leaving.closing = Closing::Open { look: None };
+            } else if let (Some(frontend), Some(half_closed)) = (frontend, half_closed)
+                && leaving.is_due(now)
+            {
+                leaving.closing = match half_closed.contains(&(frontend, *real)) {
+                    true => Closing::Open { look: Some(now + LOOK) },
+                    false => Closing::Closed(now),
+                };
+            }
+            let closed = matches!(leaving.closing, Closing::Closed(since) if now >= since + CLOSED);
             if (active == 0 && inactive == 0) || closed || leaving.deadline <= now {
                 gone.insert(*real);
             }
@@ -207,8 +249,29 @@ impl Drains {
 
     fn forget(&mut self, key: VirtualServerKey) {
         self.whole.remove(&key);
-        self.leaving.retain(|(of, _), _| *of != key);
+        let gone: Vec<_> = self.leaving.range(real_servers_of(key)).map(|(of, _)| *of).collect();
+        for of in &gone {
+            self.leaving.remove(of);
+        }
     }
+
+    fn leaving_of(&self, key: VirtualServerKey) -> impl Iterator<Item = (RealServerKey, &Leaving)> {
+        self.leaving.range(real_servers_of(key)).map(|((_, real), leaving)| (*real, leaving))
+    }
+}
+
+impl Leaving {
+    /// Whether its connections are to be looked at, should they be closing.
+    fn is_due(&self, now: Instant) -> bool {
+        matches!(self.closing, Closing::Open { look } if look.is_none_or(|look| look <= now))
+    }
+}
+
+/// All real servers that `key` can have: IPv4 comes before IPv6.
+fn real_servers_of(key: VirtualServerKey) -> RangeInclusive<(VirtualServerKey, RealServerKey)> {
+    let first = RealServerKey::new(Ipv4Addr::UNSPECIFIED.into(), u16::MIN);
+    let last = RealServerKey::new(Ipv6Addr::from_bits(u128::MAX).into(), u16::MAX);
+    (key, first)..=(key, last)
 }
 
 /// The frontend that a virtual server serves, as the sets in `held` tell.
@@ -254,6 +317,7 @@ mod tests {
     struct Desired(Vec<(VirtualServerKey, VirtualServerKey)>);
 
     const FOREIGN: &str = "192.0.2.1";
+    const TAKEN: &str = "192.0.2.2";
 
     impl Surroundings for Desired {
         fn frontend(&self, key: &VirtualServerKey) -> Option<VirtualServerKey> {
@@ -262,6 +326,10 @@ mod tests {
 
         fn is_ours(&self, key: &VirtualServerKey) -> bool {
             !key.to_string().contains(FOREIGN)
+        }
+
+        fn is_taken(&self, frontend: &VirtualServerKey) -> bool {
+            frontend.to_string().contains(TAKEN)
         }
     }
 
@@ -283,9 +351,9 @@ mod tests {
         assert_eq!(weights(&desired, Protocol::Tcp), [(real(1), 1), (real(2), 0), (real(3), 0)]);
         assert_eq!((drains.len(), drains.next_check()), (2, Some(start + CHECK)));
 
-        let gone = drains.let_go(key(Protocol::Tcp), &counted(2, 5), start + CHECK);
+        let gone = drains.let_go(key(Protocol::Tcp), &counted(2, 5), None, start + CHECK);
         assert_eq!(gone, [real(3)].into(), "3 has no connections");
-        let gone = drains.let_go(key(Protocol::Tcp), &counted(2, 5), start + LIMITS.connections);
+        let gone = drains.let_go(key(Protocol::Tcp), &counted(2, 5), None, start + LIMITS.connections);
         assert_eq!(gone, [real(2)].into(), "2 has no time left");
         assert_eq!((drains.len(), drains.next_check()), (0, None));
     }
@@ -319,7 +387,7 @@ mod tests {
         drains.keep_leaving(&mut state(Protocol::Tcp, &[1]), &held, &itself(), start);
         let mut desired = without_2();
         drains.keep_leaving(&mut desired, &held, &itself(), start + CHECK);
-        assert!(drains.let_go(key(Protocol::Tcp), &BTreeMap::new(), start + LIMITS.connections).is_empty());
+        assert!(drains.let_go(key(Protocol::Tcp), &BTreeMap::new(), None, start + LIMITS.connections).is_empty());
         assert_eq!(weights(&desired, Protocol::Tcp), [(real(1), 1), (real(2), 0)]);
     }
 
@@ -331,7 +399,7 @@ mod tests {
         for seconds in 0..2 {
             drains.keep_leaving(&mut state(Protocol::Udp, &[1]), &held, &itself(), start + Duration::from_secs(seconds));
         }
-        assert_eq!(drains.let_go(key(Protocol::Udp), &counted(2, 9), start + LIMITS.datagrams), [real(2)].into());
+        assert_eq!(drains.let_go(key(Protocol::Udp), &counted(2, 9), None, start + LIMITS.datagrams), [real(2)].into());
     }
 
     #[test]
@@ -347,7 +415,7 @@ mod tests {
             };
             let surroundings = Desired(vec![(mark, key(protocol))]);
             drains.keep_leaving(&mut behind_mark(&[1]), &behind_mark(&[1, 2]), &surroundings, start);
-            let gone = drains.let_go(mark, &counted(2, 9), start + LIMITS.datagrams);
+            let gone = drains.let_go(mark, &counted(2, 9), None, start + LIMITS.datagrams);
             assert_eq!(gone.contains(&real(2)), goes, "{protocol}");
         }
     }
@@ -409,9 +477,17 @@ mod tests {
             let counters = |active| RealServerCounters { active, inactive: 1, ..RealServerCounters::default() };
             [(real(1), counters(first)), (real(2), counters(second))].into()
         };
-        assert!(drains.let_go(key, &counted(1, 0), start + CHECK).is_empty(), "the second one's connections are closing");
-        assert_eq!(drains.let_go(key, &counted(1, 0), start + CHECK + CLOSING), [real(2)].into());
-        assert_eq!(drains.let_go(key, &counted(1, 0), start + LIMITS.connections), [real(1)].into());
+        let mut look = |half_closed: &[u8], at: Duration| {
+            assert!(drains.needs_look(key, &counted(1, 0), start + at));
+            let half_closed = half_closed.iter().map(|host| (key, real(*host))).collect();
+            drains.let_go(key, &counted(1, 0), Some(&half_closed), start + at)
+        };
+        assert!(look(&[1, 2], CHECK).is_empty(), "the second one's are half closed");
+        assert!(look(&[1], CHECK + LOOK).is_empty(), "they were closed just now");
+        let ended = start + CHECK + LOOK + CLOSED;
+        assert!(!drains.needs_look(key, &counted(1, 0), ended));
+        assert_eq!(drains.let_go(key, &counted(1, 0), None, ended), [real(2)].into());
+        assert_eq!(drains.let_go(key, &counted(1, 0), None, start + LIMITS.connections), [real(1)].into());
 
         // All of it goes together, and is looked at for that.
         let scope = drains.scope(&held);
@@ -436,16 +512,37 @@ mod tests {
     }
 
     #[test]
+    fn a5_what_could_not_be_looked_at_counts_as_open() {
+        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
+        let (key, held) = frontend("10.96.0.9", 80);
+        kept(&mut drains, &held, &NOTHING, start);
+        let closing = RealServerCounters { inactive: 1, ..RealServerCounters::default() };
+        let counted = [1, 2].map(|host| (real(host), closing)).into();
+        for seconds in 1..100 {
+            assert!(drains.let_go(key, &counted, None, start + Duration::from_secs(seconds)).is_empty());
+        }
+        assert_eq!(drains.let_go(key, &counted, None, start + LIMITS.connections).len(), 2);
+    }
+
+    #[test]
+    fn d5_f4_what_others_have_is_given_up_at_once() {
+        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
+        let (_, held) = frontend(TAKEN, 80);
+        assert_eq!(kept(&mut drains, &held, &NOTHING, start), deleted(&held));
+        assert_eq!((drains.len(), drains.next_check()), (0, None));
+    }
+
+    #[test]
     fn a5_a_vip_stays_for_as_long_as_one_of_its_frontends_leaves() {
         let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
         let (http, held) = frontend("10.96.0.9", 80);
         let (https, other) = frontend("10.96.0.9", 443);
         kept(&mut drains, &merged(held, other.clone()), &NOTHING, start);
-        assert_eq!(drains.let_go(http, &BTreeMap::new(), start + CHECK).len(), 2);
+        assert_eq!(drains.let_go(http, &BTreeMap::new(), None, start + CHECK).len(), 2);
         // A change that is about the VIP alone.
         let about_vip = State { vips: other.vips.clone(), ..State::default() };
         assert_eq!(kept(&mut drains, &about_vip, &NOTHING, start).vips, other.vips);
-        assert_eq!(drains.let_go(https, &BTreeMap::new(), start + CHECK).len(), 2);
+        assert_eq!(drains.let_go(https, &BTreeMap::new(), None, start + CHECK).len(), 2);
     }
 
     #[test]

@@ -155,6 +155,10 @@ impl Surroundings for Known<'_> {
         let listed = |(observed, excluded)| Ownership::Listed { excluded }.covers(key, &State::default(), observed);
         self.ours.is_none_or(listed)
     }
+
+    fn is_taken(&self, frontend: &VirtualServerKey) -> bool {
+        self.ledger.is_taken(frontend)
+    }
 }
 
 impl Reconciler {
@@ -266,16 +270,23 @@ impl Reconciler {
             return;
         };
         let scope = self.drains.scope(observed);
-        let mut gone = BTreeMap::new();
+        let mut counted = BTreeMap::new();
         for key in &scope.virtual_servers {
             match self.kernel.connections(key) {
-                Ok(counted) => gone.extend([(*key, self.drains.let_go(*key, &counted, begun))]),
+                Ok(counters) => counted.extend([(*key, counters)]),
                 Err(error) => {
                     warn!(%key, %error, "cannot count the connections of real servers that are leaving; trying again");
                     self.drains.check_later(begun);
                 }
             }
         }
+        let half_closed = counted.iter().any(|(key, counters)| self.drains.needs_look(*key, counters, begun)).then(|| {
+            let half_closed = self.kernel.half_closed();
+            half_closed.inspect_err(|error| warn!(%error, "cannot tell half-closed connections from closed ones; keeping both"))
+        });
+        let half_closed = half_closed.and_then(Result::ok);
+        let gone: BTreeMap<_, _> =
+            counted.iter().map(|(key, counters)| (*key, self.drains.let_go(*key, counters, half_closed.as_ref(), begun))).collect();
         let held = observed.restricted_to(&scope);
         let mut staying = held.clone();
         for (key, server) in &mut staying.virtual_servers {

@@ -183,6 +183,29 @@ fn a5_a_deleted_service_keeps_its_connections_and_refuses_new_ones_at_once() {
     }
 }
 
+/// A download of fifteen seconds, of which the client says beforehand that it sends no more.
+#[test]
+fn a5_a_deleted_service_keeps_connections_of_which_one_half_is_closed() {
+    const DOWNLOAD: &str = "cat >/dev/null; for i in $(seq 30); do echo part $i; sleep 0.5; done; echo all of it";
+    World::test(|world| {
+        let (pod, client) = (world.pod("a", On::Node2)?, world.pod("client", On::Node)?);
+        let _server = pod.start(&["busybox", "nc", "-ll", "-p", "8080", "-e", "sh", "-c", DOWNLOAD])?;
+        world.write("node.yaml", &Node::new("node").internal_ip(NODE_V4).to_string())?;
+        world.write("endpoints.yaml", &slice(&[&pod]))?;
+        world.write("web.yaml", &service().to_string())?;
+        let _agent = started(world, &[])?;
+        let mut download = client.start(&["sh", "-c", "echo request | busybox nc 10.96.0.10 80"])?;
+        download.wait_for("part 1", PATIENCE)?;
+        let listed = world.node().exec(&["ipvsadm", "-Lnc"])?;
+        ensure!(listed.contains("CLOSE_WAIT"), "{listed}");
+        world.remove("web.yaml")?;
+        eventually(PATIENCE, || ensure_refused(world))?;
+        download.wait_for("all of it", PATIENCE)?;
+        // And then it is over, long before the kernel forgets the connection.
+        gone(world)
+    });
+}
+
 #[test]
 fn a5_a_deleted_service_ends_at_its_deadline() {
     World::test(|world| {

@@ -19,6 +19,7 @@
 //! ```
 
 mod apply;
+mod connections;
 mod conntrack;
 mod error;
 mod ipset;
@@ -37,6 +38,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{Family, Flow, RealServerCounters, RealServerKey, Scheduler, State, VirtualServerKey};
 
+pub use connections::HalfClosed;
 pub use conntrack::Conntrack;
 pub use error::Error;
 pub use ipset::Ipset;
@@ -140,6 +142,15 @@ impl Kernel {
     /// When they cannot be read in full.
     pub fn connections(&mut self, key: &VirtualServerKey) -> Result<BTreeMap<RealServerKey, RealServerCounters>, Error> {
         self.ipvs.connections(key)
+    }
+
+    /// Which frontends and real servers have connections that one side has closed and the other has not. To read that costs what there are
+    /// of connections on the node.
+    ///
+    /// # Errors
+    /// When they cannot be read in full.
+    pub fn half_closed(&self) -> Result<HalfClosed, Error> {
+        connections::half_closed()
     }
 
     /// Has the kernel forget the UDP flows of `family` for which `stale` holds, and returns how many there were.
