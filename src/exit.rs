@@ -22,7 +22,7 @@ impl Exit {
     /// The text that `--help` shows.
     pub(crate) const HELP: &str = "\
 Exit codes:
-  0  done, or stopped by SIGTERM or SIGINT (what the kernel holds keeps serving, unless told to clean up)
+  0  done, or stopped by SIGTERM or SIGINT (by default the kernel keeps what it holds)
   1  failed
   2  a flag, file or kubeconfig is invalid
   3  the node lacks IPVS, ipset or iptables
