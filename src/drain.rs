@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use kernel::HalfClosed;
 use model::{
-    Member, Protocol, RealServer, RealServerCounters, RealServerKey, Role, Scope, Set, State, Via, Vip, VirtualServer,
+    Member, Protocol, RealServer, RealServerCounters, RealServerKey, RealServers, Role, Scope, Set, State, Via, Vip, VirtualServer,
     VirtualServerKey,
 };
 
@@ -129,7 +129,7 @@ impl Drains {
             } else {
                 self.whole.insert(*key, frontend);
             }
-            let none = VirtualServer { config: server.config, real_servers: BTreeMap::new() };
+            let none = VirtualServer { config: server.config, real_servers: RealServers::new() };
             let desired = desired.virtual_servers.entry(*key).or_insert(none);
             self.keep_leaving_of(*key, desired, server, now + limit);
         }
