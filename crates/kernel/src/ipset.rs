@@ -1,6 +1,7 @@
 //! The ipsets.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use model::{Family, Member, Set, SetKind, SetState};
 use neli::consts::socket::NlFamily;
