@@ -25,9 +25,11 @@ pub(crate) enum Command {
     Run(Box<Run>),
     /// Print the kernel's IPVS table, with the Service behind each virtual server
     Status(Status),
+    /// Remove what an agent has put on this node, and nothing else
+    Cleanup(Cleanup),
 }
 
-/// Where everything is found that both commands need to agree on.
+/// Where everything is found that all commands need to agree on.
 pub(crate) const CONTROL_SOCKET: &str = "/run/kube-ipvs/kube-ipvs.sock";
 
 #[derive(Args, Debug)]
@@ -67,6 +69,11 @@ pub(crate) struct Run {
     /// The socket on which `kube-ipvs status` asks for Service names; empty for none
     #[arg(long, default_value = CONTROL_SOCKET, value_name = "PATH", value_parser = path_or_none)]
     pub(crate) control_socket: PathBuf,
+
+    /// On SIGTERM or SIGINT, remove all that this agent has put on the node (as `kube-ipvs cleanup` does) instead of leaving it to
+    /// serve; not for a DaemonSet, whose next version takes over what is there
+    #[arg(long, conflicts_with = "once")]
+    pub(crate) cleanup_on_exit: bool,
 
     /// How log lines look
     #[arg(long, default_value = "text", value_name = "FORMAT")]
@@ -157,6 +164,20 @@ pub(crate) struct Proxy {
     #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
     pub(crate) udp_drain_timeout: Duration,
 
+    /// How long the kernel keeps a TCP connection without packets; 0s leaves that as it is, which is 15 minutes unless somebody has changed
+    /// it. The default outlives the keepalive of Linux, which begins after 2 hours and gives up 12 minutes later
+    #[arg(long, default_value = "2h15m", value_name = "DURATION", value_parser = seconds)]
+    pub(crate) ipvs_tcp_timeout: u32,
+
+    /// How long the kernel keeps a TCP connection after a FIN; 0s leaves that as it is, which is 2 minutes unless somebody has changed it
+    #[arg(long, default_value = "0s", value_name = "DURATION", value_parser = seconds)]
+    pub(crate) ipvs_tcpfin_timeout: u32,
+
+    /// How long a client of UDP without packets stays with its real server; 0s leaves that as it is, which is 5 minutes unless somebody has
+    /// changed it
+    #[arg(long, default_value = "0s", value_name = "DURATION", value_parser = seconds)]
+    pub(crate) ipvs_udp_timeout: u32,
+
     /// Accept packets to VIPs and node ports ahead of the rest of the INPUT chain, for hosts whose firewall drops by default
     #[arg(long)]
     pub(crate) open_input: bool,
@@ -164,6 +185,11 @@ pub(crate) struct Proxy {
     /// Serve node ports of TCP and UDP on 127.0.0.1 and [::1] as well, through a relay in this process
     #[arg(long)]
     pub(crate) localhost_nodeports: bool,
+
+    /// What becomes of what kube-proxy in IPVS mode has left on the node and the agent has no use for: its chains, the sets that only it
+    /// has, virtual servers of node ports on addresses where the agent serves none. What both have is taken over either way
+    #[arg(long, default_value = "remove", value_name = "WHAT")]
+    pub(crate) kube_proxy_leftovers: KubeProxyLeftovers,
 
     /// Networks in which no virtual server is ever removed, whoever made it
     #[arg(long, alias = "ipvs-exclude-cidrs", value_delimiter = ',', value_name = "CIDR,…")]
@@ -223,6 +249,14 @@ pub(crate) enum Occupied {
     Service,
     /// The process: the node port is not served on the addresses where it listens
     Process,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KubeProxyLeftovers {
+    /// It goes when everything is served; connections to virtual servers that go are drained first
+    Remove,
+    /// It stays, and is in force beside the agent's own
+    Keep,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -325,6 +359,33 @@ pub(crate) struct Status {
     pub(crate) control_socket: PathBuf,
 }
 
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  kube-ipvs cleanup                  # when no agent runs any more
+  kube-ipvs cleanup --hand-over      # when kube-proxy in IPVS mode has taken over
+  kube-ipvs cleanup --kube-proxy     # with what kube-proxy in IPVS mode has left")]
+pub(crate) struct Cleanup {
+    /// Remove what is left of kube-proxy's IPVS mode as well: its chains, sets and virtual servers, by the names that it gives them
+    #[arg(long, conflicts_with = "hand_over")]
+    pub(crate) kube_proxy: bool,
+
+    /// Leave what kube-proxy in IPVS mode has taken over: virtual servers by address, sets with its names, addresses on kube-ipvs0
+    #[arg(long)]
+    pub(crate) hand_over: bool,
+
+    /// Networks in which no virtual server is removed, as with `run`
+    #[arg(long, alias = "ipvs-exclude-cidrs", value_delimiter = ',', value_name = "CIDR,…")]
+    pub(crate) exclude_cidrs: Vec<IpNetwork>,
+
+    /// The socket by which to see whether an agent runs, beside which nothing is removed; empty for not looking
+    #[arg(long, default_value = CONTROL_SOCKET, value_name = "PATH", value_parser = path_or_none)]
+    pub(crate) control_socket: PathBuf,
+
+    /// Remove everything although an agent runs, which will put it back
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Output {
     /// The columns of ipvsadm -Ln
@@ -338,28 +399,44 @@ fn path_or_none(text: &str) -> Result<PathBuf, std::convert::Infallible> {
     Ok(PathBuf::from(text))
 }
 
-/// Reads a duration as Go and kubectl write it: `30s`, `1m30s`, `500ms`.
+/// Reads a duration as Go and kubectl write it: `30s`, `1m30s`, `500ms`. It is above zero.
 fn duration(text: &str) -> Result<Duration, String> {
-    let invalid = || "expected a duration above zero such as 30s, 500ms or 1m30s".to_owned();
+    go_duration(text)
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "expected a duration above zero such as 30s, 500ms or 1m30s".to_owned())
+}
+
+/// Reads a duration in whole seconds, as IPVS has its time-outs.
+fn seconds(text: &str) -> Result<u32, String> {
+    // The kernel counts in ticks, of which a kernel has at most 1,000 a second, and takes no more than an int of them (`ip_vs_set_timeout`).
+    const MOST: u32 = i32::MAX.unsigned_abs() / 1000;
+    go_duration(text)
+        .filter(|duration| duration.subsec_nanos() == 0)
+        .and_then(|duration| u32::try_from(duration.as_secs()).ok())
+        .filter(|seconds| *seconds <= MOST)
+        .ok_or_else(|| "expected whole seconds, at most 24 days, such as 900s or 2h15m, or 0s to leave it as it is".to_owned())
+}
+
+fn go_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(invalid)?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
         let (number, after) = rest.split_at(digits);
         let unit_end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
         let (unit, after) = after.split_at(unit_end);
-        let number: u64 = number.parse().map_err(|_| invalid())?;
+        let number: u64 = number.parse().ok()?;
         let milliseconds = match unit {
             "ms" => 1,
             "s" => 1_000,
             "m" => 60_000,
             "h" => 3_600_000,
-            _ => return Err(invalid()),
+            _ => return None,
         };
-        total = number.checked_mul(milliseconds).and_then(|ms| total.checked_add(Duration::from_millis(ms))).ok_or_else(invalid)?;
+        total = number.checked_mul(milliseconds).and_then(|ms| total.checked_add(Duration::from_millis(ms)))?;
         rest = after;
     }
-    if total.is_zero() { Err(invalid()) } else { Ok(total) }
+    (!text.is_empty()).then_some(total)
 }
 
 /// The same, or `0s`.
@@ -400,6 +477,16 @@ mod tests {
         assert_eq!(duration_or_never("0s"), Ok(Duration::ZERO));
         assert_eq!(duration_or_never("500ms"), Ok(Duration::from_millis(500)));
         assert!(duration_or_never("0").unwrap_err().contains("0s for never"));
+    }
+
+    #[test]
+    fn a6_time_outs_are_whole_seconds_and_may_be_left_alone() {
+        assert_eq!(seconds("0s"), Ok(0));
+        assert_eq!(seconds("2h15m"), Ok(8_100));
+        assert_eq!(seconds("1000ms"), Ok(1));
+        for wrong in ["", "0", "1500ms", "25h600h", "600h", "-1s"] {
+            assert!(seconds(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

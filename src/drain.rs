@@ -1,17 +1,33 @@
-//! Real servers that are leaving: weight 0 in place, so that they get no new connections and keep the ones they have, until those end or
-//! a deadline passes.
+//! What is leaving: weight 0 in place, so that it gets no new connections and keeps the ones it has, until those end or a deadline
+//! passes. That goes for a real server that leaves its virtual server, and for a virtual server that leaves as a whole, with its VIP.
 //!
 //! A drain is nothing the plan has to know: while it lasts, the real server is desired with weight 0. So a server that becomes desired
 //! again gets its weight back in place, and nothing is ever deleted and added again. What is draining is in the kernel, not in here:
 //! a process that starts anew finds the real servers that nobody desires, and begins their drain with a fresh deadline.
+//!
+//! A virtual server that has nobody else than such real servers refuses new connections: the kernel answers that the port is
+//! unreachable (`ip_vs_leave`, net/netfilter/ipvs/ip_vs_core.c).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use model::{Protocol, RealServer, RealServerCounters, RealServerKey, Scope, State, VirtualServer, VirtualServerKey};
+use kernel::HalfClosed;
+use model::{
+    Member, Protocol, RealServer, RealServerCounters, RealServerKey, RealServers, Role, Scope, Set, State, Via, Vip, VirtualServer,
+    VirtualServerKey,
+};
 
 /// How often the connections of draining real servers are counted.
 const CHECK: Duration = Duration::from_secs(1);
+
+/// How long a virtual server that leaves waits for connections that both sides have closed, of which the last packets may have to be
+/// sent again. The kernel keeps them for two minutes.
+const CLOSED: Duration = Duration::from_secs(5);
+
+/// How often a virtual server that leaves has its connections looked at one by one, which costs what there are of them on the node.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// How long real servers may take to leave.
 #[derive(Clone, Copy, Debug)]
@@ -22,21 +38,50 @@ pub(crate) struct Limits {
     pub(crate) datagrams: Duration,
 }
 
-/// The real servers that are leaving.
+/// Real servers that are leaving, with those virtual servers that leave as a whole.
 #[derive(Debug)]
 pub(crate) struct Drains {
     limits: Limits,
-    /// When each has to be gone.
-    leaving: BTreeMap<(VirtualServerKey, RealServerKey), Instant>,
+    leaving: BTreeMap<(VirtualServerKey, RealServerKey), Leaving>,
+    /// The virtual servers that leave as a whole, each with the frontend that it served.
+    whole: BTreeMap<VirtualServerKey, VirtualServerKey>,
     next_check: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Leaving {
+    /// When it has to be gone.
+    deadline: Instant,
+    closing: Closing,
+}
+
+/// How far the last of its connections have come.
+#[derive(Clone, Copy, Debug)]
+enum Closing {
+    /// Some are open, as far as is known. When it is worth a closer look.
+    Open { look: Option<Instant> },
+    /// All were seen closed by both sides, and when.
+    Closed(Instant),
+}
+
+/// What the rest of the agent knows of the virtual servers that may be leaving.
+pub(crate) trait Surroundings {
+    /// The frontend that a desired virtual server serves, which has a protocol even where the virtual server has a mark.
+    fn frontend(&self, key: &VirtualServerKey) -> Option<VirtualServerKey>;
+
+    /// Whether a virtual server that is not desired is ours.
+    fn is_ours(&self, key: &VirtualServerKey) -> bool;
+
+    /// Whether a frontend is to be given up at once, because a machine or a process has it that cannot be reached otherwise.
+    fn is_taken(&self, frontend: &VirtualServerKey) -> bool;
 }
 
 impl Drains {
     pub(crate) const fn new(limits: Limits) -> Self {
-        Self { limits, leaving: BTreeMap::new(), next_check: None }
+        Self { limits, leaving: BTreeMap::new(), whole: BTreeMap::new(), next_check: None }
     }
 
-    /// How many are leaving.
+    /// How many real servers are leaving.
     pub(crate) fn len(&self) -> usize {
         self.leaving.len()
     }
@@ -46,35 +91,64 @@ impl Drains {
         self.next_check
     }
 
-    /// The virtual servers that have real servers leaving.
-    pub(crate) fn scope(&self) -> Scope {
+    /// The virtual servers that have real servers leaving, and what of `observed` goes along with those that leave as a whole.
+    pub(crate) fn scope(&self, observed: &State) -> Scope {
         let virtual_servers = self.leaving.keys().map(|(key, _)| *key).collect();
-        Scope { virtual_servers, ..Scope::default() }
-    }
-
-    /// Adds to `desired` the real servers that `held` has beyond it, with weight 0. Both are about the same virtual servers; one that is
-    /// not desired itself goes with all it has. `frontend` names the one that a virtual server serves, which has a protocol even where the
-    /// virtual server has a mark.
-    pub(crate) fn keep_leaving(
-        &mut self,
-        desired: &mut State,
-        held: &State,
-        frontend: impl Fn(&VirtualServerKey) -> Option<VirtualServerKey>,
-        now: Instant,
-    ) {
-        for (key, held) in &held.virtual_servers {
-            match desired.virtual_servers.get_mut(key) {
-                Some(desired) => {
-                    let limit = match frontend(key).unwrap_or(*key) {
-                        VirtualServerKey::Address { protocol: Protocol::Udp, .. } => self.limits.datagrams,
-                        VirtualServerKey::Address { .. } | VirtualServerKey::Mark { .. } => self.limits.connections,
-                    };
-                    self.keep_leaving_of(*key, desired, held, now + limit);
-                }
-                None => self.forget(*key),
+        let mut scope = Scope { virtual_servers, ..Scope::default() };
+        for frontend in self.whole.values() {
+            let VirtualServerKey::Address { address, .. } = frontend else { continue };
+            scope.vips.extend([Via::Route, Via::Address].map(|via| Vip::new(*address, via)));
+            for (set, state) in observed.sets.iter().filter(|(set, _)| set.family == frontend.family()) {
+                let members = scope.members.entry(*set).or_default();
+                members.extend(state.of_frontend(frontend).chain([Member::Ip(*address)]));
             }
         }
+        scope
+    }
+
+    /// Adds to `desired` what `held` has beyond it and what is leaving: real servers with weight 0, and with them those of our virtual
+    /// servers whose frontend is desired no more, with their VIPs and set members. Both states are about the same keys.
+    pub(crate) fn keep_leaving(&mut self, desired: &mut State, held: &State, surroundings: &impl Surroundings, now: Instant) {
+        // Before anything else: a VIP is kept for all that is leaving, be it in scope or not.
+        self.whole.retain(|_, frontend| !surroundings.is_taken(frontend));
+        for (key, server) in &held.virtual_servers {
+            let served = match desired.virtual_servers.contains_key(key) {
+                true => Some(surroundings.frontend(key).unwrap_or(*key)),
+                false => self.left_behind(key, server, held, surroundings),
+            };
+            let Some(frontend) = served else {
+                self.forget(*key);
+                continue;
+            };
+            let limit = match frontend {
+                VirtualServerKey::Address { protocol: Protocol::Udp, .. } => self.limits.datagrams,
+                VirtualServerKey::Address { .. } | VirtualServerKey::Mark { .. } => self.limits.connections,
+            };
+            if desired.virtual_servers.contains_key(key) {
+                self.whole.remove(key);
+            } else {
+                self.whole.insert(*key, frontend);
+            }
+            let none = VirtualServer { config: server.config, real_servers: RealServers::new() };
+            let desired = desired.virtual_servers.entry(*key).or_insert(none);
+            self.keep_leaving_of(*key, desired, server, now + limit);
+        }
+        self.keep_reachable(desired, held);
         self.next_check = (!self.leaving.is_empty()).then(|| self.next_check.unwrap_or(now + CHECK));
+    }
+
+    /// The frontend of a virtual server that is to leave as a whole; `None` for one that goes at once, or is not for us to judge.
+    fn left_behind(
+        &self,
+        key: &VirtualServerKey,
+        server: &VirtualServer,
+        held: &State,
+        surroundings: &impl Surroundings,
+    ) -> Option<VirtualServerKey> {
+        let frontend = self.whole.get(key).copied().or_else(|| frontend_of(key, held))?;
+        // The same frontend may go on with another virtual server, and its callers with that.
+        let leaves = !server.real_servers.is_empty() && surroundings.frontend(&frontend).is_none() && surroundings.is_ours(key);
+        (leaves && !surroundings.is_taken(&frontend)).then_some(frontend)
     }
 
     fn keep_leaving_of(&mut self, key: VirtualServerKey, desired: &mut VirtualServer, held: &VirtualServer, deadline: Instant) {
@@ -82,24 +156,85 @@ impl Drains {
             if desired.real_servers.contains_key(real) {
                 self.leaving.remove(&(key, *real));
             } else {
-                self.leaving.entry((key, *real)).or_insert(deadline);
+                self.leaving.entry((key, *real)).or_insert(Leaving { deadline, closing: Closing::Open { look: None } });
                 desired.real_servers.insert(*real, RealServer { weight: 0, ..*server });
             }
         }
     }
 
-    /// Lets go of those real servers of `key` that have no connections left or no time, by what the kernel has counted. What is let go
-    /// of is to be planned without [`Self::keep_leaving`] adding it again: it is returned, and the caller takes it out of `held`.
+    /// Keeps the VIPs of virtual servers that leave as a whole, and the set members by which they are known to be ours.
+    fn keep_reachable(&self, desired: &mut State, held: &State) {
+        if self.whole.is_empty() {
+            return;
+        }
+        let frontends: BTreeSet<_> = self.whole.values().copied().collect();
+        let address_of = |frontend: &VirtualServerKey| match *frontend {
+            VirtualServerKey::Address { address, .. } => Some(address),
+            VirtualServerKey::Mark { .. } => None,
+        };
+        let addresses: BTreeSet<IpAddr> = frontends.iter().filter_map(address_of).collect();
+        for (vip, source) in held.vips.iter().filter(|(vip, _)| addresses.contains(&vip.address)) {
+            if ![Via::Route, Via::Address].iter().any(|via| desired.vips.contains_key(&Vip::new(vip.address, *via))) {
+                desired.vips.insert(*vip, *source);
+            }
+        }
+        for (set, held) in &held.sets {
+            let Some(desired) = desired.sets.get_mut(set) else { continue };
+            let stays = |member: &&Member| match **member {
+                Member::Ip(address) => addresses.contains(&address),
+                // It says where those inside go, and is nothing to a mark that has been given to another frontend.
+                Member::IpPortMark(.., mark) => {
+                    self.whole.get(&VirtualServerKey::Mark { family: set.family, mark }).copied() == member.frontend()
+                }
+                _ => set.role != Role::LoopBack && member.frontend().is_some_and(|frontend| frontends.contains(&frontend)),
+            };
+            let staying: Vec<_> = held.members.iter().filter(stays).filter(|member| !desired.has(**member)).copied().collect();
+            desired.members.extend(staying);
+        }
+    }
+
+    /// Whether it takes [a closer look](kernel::Kernel::half_closed) to say what [`Self::let_go`] is to do with the real servers of `key`:
+    /// those of a virtual server that leaves as a whole, whose connections all are closing.
+    pub(crate) fn needs_look(
+        &self,
+        key: VirtualServerKey,
+        counted: &BTreeMap<RealServerKey, RealServerCounters>,
+        now: Instant,
+    ) -> bool {
+        let closing =
+            |real: &RealServerKey| counted.get(real).is_some_and(|counters| counters.active == 0 && counters.inactive > 0);
+        self.whole.contains_key(&key) && self.leaving_of(key).any(|(real, leaving)| closing(&real) && leaving.is_due(now))
+    }
+
+    /// Lets go of those real servers of `key` that have no connections left or no time, by what the kernel has counted. `half_closed` is
+    /// what a closer look has found, if there was one. What is let go of is to be planned without [`Self::keep_leaving`] adding it again:
+    /// it is returned, and the caller takes it out of `held`.
     pub(crate) fn let_go(
         &mut self,
         key: VirtualServerKey,
         counted: &BTreeMap<RealServerKey, RealServerCounters>,
+        half_closed: Option<&HalfClosed>,
         now: Instant,
     ) -> BTreeSet<RealServerKey> {
-        let idle = |real: &RealServerKey| counted.get(real).is_none_or(|counters| counters.active == 0 && counters.inactive == 0);
-        let of_key = self.leaving.iter().filter(|((of, _), _)| *of == key);
-        let gone: BTreeSet<_> =
-            of_key.filter(|((_, real), deadline)| idle(real) || **deadline <= now).map(|((_, real), _)| *real).collect();
+        let frontend = self.whole.get(&key).copied();
+        let mut gone = BTreeSet::new();
+        for ((_, real), leaving) in self.leaving.range_mut(real_servers_of(key)) {
+            let RealServerCounters { active, inactive, .. } = counted.get(real).copied().unwrap_or_default();
+            if active > 0 {
+                leaving.closing = Closing::Open { look: None };
+            } else if let (Some(frontend), Some(half_closed)) = (frontend, half_closed)
+                && leaving.is_due(now)
+            {
+                leaving.closing = match half_closed.contains(&(frontend, *real)) {
+                    true => Closing::Open { look: Some(now + LOOK) },
+                    false => Closing::Closed(now),
+                };
+            }
+            let closed = matches!(leaving.closing, Closing::Closed(since) if now >= since + CLOSED);
+            if (active == 0 && inactive == 0) || closed || leaving.deadline <= now {
+                gone.insert(*real);
+            }
+        }
         for real in &gone {
             self.leaving.remove(&(key, *real));
         }
@@ -113,7 +248,41 @@ impl Drains {
     }
 
     fn forget(&mut self, key: VirtualServerKey) {
-        self.leaving.retain(|(of, _), _| *of != key);
+        self.whole.remove(&key);
+        let gone: Vec<_> = self.leaving.range(real_servers_of(key)).map(|(of, _)| *of).collect();
+        for of in &gone {
+            self.leaving.remove(of);
+        }
+    }
+
+    fn leaving_of(&self, key: VirtualServerKey) -> impl Iterator<Item = (RealServerKey, &Leaving)> {
+        self.leaving.range(real_servers_of(key)).map(|((_, real), leaving)| (*real, leaving))
+    }
+}
+
+impl Leaving {
+    /// Whether its connections are to be looked at, should they be closing.
+    fn is_due(&self, now: Instant) -> bool {
+        matches!(self.closing, Closing::Open { look } if look.is_none_or(|look| look <= now))
+    }
+}
+
+/// All real servers that `key` can have: IPv4 comes before IPv6.
+fn real_servers_of(key: VirtualServerKey) -> RangeInclusive<(VirtualServerKey, RealServerKey)> {
+    let first = RealServerKey::new(Ipv4Addr::UNSPECIFIED.into(), u16::MIN);
+    let last = RealServerKey::new(Ipv6Addr::from_bits(u128::MAX).into(), u16::MAX);
+    (key, first)..=(key, last)
+}
+
+/// The frontend that a virtual server serves, as the sets in `held` tell.
+fn frontend_of(key: &VirtualServerKey, held: &State) -> Option<VirtualServerKey> {
+    match *key {
+        VirtualServerKey::Address { .. } => Some(*key),
+        VirtualServerKey::Mark { family, mark } => {
+            let set = held.sets.get(&Set::new(Role::InCluster, family))?;
+            let leads_here = |member: &&Member| matches!(member, Member::IpPortMark(.., of) if *of == mark);
+            set.members.iter().find(leads_here).and_then(|member| member.frontend())
+        }
     }
 }
 
@@ -144,8 +313,29 @@ mod tests {
         state.virtual_servers[&key(protocol)].real_servers.iter().map(|(real, server)| (*real, server.weight)).collect()
     }
 
-    fn itself(key: &VirtualServerKey) -> Option<VirtualServerKey> {
-        Some(*key)
+    /// Frontends that are desired, by the virtual servers that serve them. Everything is ours, but for one address.
+    struct Desired(Vec<(VirtualServerKey, VirtualServerKey)>);
+
+    const FOREIGN: &str = "192.0.2.1";
+    const TAKEN: &str = "192.0.2.2";
+
+    impl Surroundings for Desired {
+        fn frontend(&self, key: &VirtualServerKey) -> Option<VirtualServerKey> {
+            self.0.iter().find(|(of, _)| of == key).map(|(_, frontend)| *frontend)
+        }
+
+        fn is_ours(&self, key: &VirtualServerKey) -> bool {
+            !key.to_string().contains(FOREIGN)
+        }
+
+        fn is_taken(&self, frontend: &VirtualServerKey) -> bool {
+            frontend.to_string().contains(TAKEN)
+        }
+    }
+
+    /// All that a test wants.
+    fn itself() -> Desired {
+        Desired([Protocol::Tcp, Protocol::Udp].map(|protocol| (key(protocol), key(protocol))).into())
     }
 
     fn counted(host: u8, active: u32) -> BTreeMap<RealServerKey, RealServerCounters> {
@@ -157,13 +347,13 @@ mod tests {
         let start = Instant::now();
         let mut drains = Drains::new(LIMITS);
         let mut desired = state(Protocol::Tcp, &[1]);
-        drains.keep_leaving(&mut desired, &state(Protocol::Tcp, &[1, 2, 3]), itself, start);
+        drains.keep_leaving(&mut desired, &state(Protocol::Tcp, &[1, 2, 3]), &itself(), start);
         assert_eq!(weights(&desired, Protocol::Tcp), [(real(1), 1), (real(2), 0), (real(3), 0)]);
         assert_eq!((drains.len(), drains.next_check()), (2, Some(start + CHECK)));
 
-        let gone = drains.let_go(key(Protocol::Tcp), &counted(2, 5), start + CHECK);
+        let gone = drains.let_go(key(Protocol::Tcp), &counted(2, 5), None, start + CHECK);
         assert_eq!(gone, [real(3)].into(), "3 has no connections");
-        let gone = drains.let_go(key(Protocol::Tcp), &counted(2, 5), start + LIMITS.connections);
+        let gone = drains.let_go(key(Protocol::Tcp), &counted(2, 5), None, start + LIMITS.connections);
         assert_eq!(gone, [real(2)].into(), "2 has no time left");
         assert_eq!((drains.len(), drains.next_check()), (0, None));
     }
@@ -173,9 +363,9 @@ mod tests {
         let start = Instant::now();
         let mut drains = Drains::new(LIMITS);
         let held = state(Protocol::Tcp, &[1, 2]);
-        drains.keep_leaving(&mut state(Protocol::Tcp, &[1]), &held, itself, start);
+        drains.keep_leaving(&mut state(Protocol::Tcp, &[1]), &held, &itself(), start);
         let mut desired = state(Protocol::Tcp, &[1, 2]);
-        drains.keep_leaving(&mut desired, &held, itself, start + CHECK);
+        drains.keep_leaving(&mut desired, &held, &itself(), start + CHECK);
         assert_eq!(weights(&desired, Protocol::Tcp), [(real(1), 1), (real(2), 1)]);
         assert_eq!((drains.len(), drains.next_check()), (0, None));
     }
@@ -190,14 +380,14 @@ mod tests {
             desired.virtual_servers.get_mut(&key(Protocol::Tcp)).unwrap().real_servers.get_mut(&real(2)).unwrap().weight = 0;
             desired
         };
-        drains.keep_leaving(&mut without_2(), &held, itself, start);
+        drains.keep_leaving(&mut without_2(), &held, &itself(), start);
         assert_eq!((drains.len(), drains.next_check()), (0, None));
 
         // It left before it was given that weight: its drain ends, and it stays.
-        drains.keep_leaving(&mut state(Protocol::Tcp, &[1]), &held, itself, start);
+        drains.keep_leaving(&mut state(Protocol::Tcp, &[1]), &held, &itself(), start);
         let mut desired = without_2();
-        drains.keep_leaving(&mut desired, &held, itself, start + CHECK);
-        assert!(drains.let_go(key(Protocol::Tcp), &BTreeMap::new(), start + LIMITS.connections).is_empty());
+        drains.keep_leaving(&mut desired, &held, &itself(), start + CHECK);
+        assert!(drains.let_go(key(Protocol::Tcp), &BTreeMap::new(), None, start + LIMITS.connections).is_empty());
         assert_eq!(weights(&desired, Protocol::Tcp), [(real(1), 1), (real(2), 0)]);
     }
 
@@ -207,17 +397,9 @@ mod tests {
         let mut drains = Drains::new(LIMITS);
         let held = state(Protocol::Udp, &[1, 2]);
         for seconds in 0..2 {
-            drains.keep_leaving(&mut state(Protocol::Udp, &[1]), &held, itself, start + Duration::from_secs(seconds));
+            drains.keep_leaving(&mut state(Protocol::Udp, &[1]), &held, &itself(), start + Duration::from_secs(seconds));
         }
-        assert_eq!(drains.let_go(key(Protocol::Udp), &counted(2, 9), start + LIMITS.datagrams), [real(2)].into());
-    }
-
-    #[test]
-    fn a_virtual_server_that_is_not_desired_takes_its_drains_along() {
-        let mut drains = Drains::new(LIMITS);
-        drains.keep_leaving(&mut state(Protocol::Tcp, &[1]), &state(Protocol::Tcp, &[1, 2]), itself, Instant::now());
-        drains.keep_leaving(&mut State::default(), &state(Protocol::Tcp, &[1, 2]), itself, Instant::now());
-        assert_eq!((drains.len(), drains.next_check()), (0, None));
+        assert_eq!(drains.let_go(key(Protocol::Udp), &counted(2, 9), None, start + LIMITS.datagrams), [real(2)].into());
     }
 
     #[test]
@@ -231,9 +413,182 @@ mod tests {
                 state.virtual_servers = state.virtual_servers.into_values().map(|server| (mark, server)).collect();
                 state
             };
-            drains.keep_leaving(&mut behind_mark(&[1]), &behind_mark(&[1, 2]), |_| Some(key(protocol)), start);
-            let gone = drains.let_go(mark, &counted(2, 9), start + LIMITS.datagrams);
+            let surroundings = Desired(vec![(mark, key(protocol))]);
+            drains.keep_leaving(&mut behind_mark(&[1]), &behind_mark(&[1, 2]), &surroundings, start);
+            let gone = drains.let_go(mark, &counted(2, 9), None, start + LIMITS.datagrams);
             assert_eq!(gone.contains(&real(2)), goes, "{protocol}");
         }
+    }
+
+    const NOTHING: Desired = Desired(Vec::new());
+
+    fn mark(number: u32) -> VirtualServerKey {
+        VirtualServerKey::Mark { family: Family::V4, mark: NonZeroU32::new(number).unwrap() }
+    }
+
+    /// A frontend at `address` with a VIP, its members in sets, and two real servers.
+    fn frontend(address: &str, port: u16) -> (VirtualServerKey, State) {
+        let address: IpAddr = address.parse().unwrap();
+        let key = VirtualServerKey::address(address, Protocol::Tcp, port);
+        let mut server = VirtualServer::new(Scheduler::RR, Family::V4);
+        server.real_servers.extend([1, 2].map(|host| (real(host), RealServer::default())));
+        let mut state = State { virtual_servers: [(key, server)].into(), ..State::default() };
+        state.vips.insert(Vip::new(address, Via::Route), None);
+        let everyone = "203.0.113.0/24".parse().unwrap();
+        for (role, member) in [
+            (Role::ClusterIp, Member::IpPort(address, Protocol::Tcp, port)),
+            (Role::SourceRange, Member::IpPortNet(address, Protocol::Tcp, port, everyone)),
+            (Role::Vips, Member::Ip(address)),
+        ] {
+            state.sets.entry(Set::new(role, Family::V4)).or_default().members.insert(member);
+        }
+        (key, state)
+    }
+
+    fn merged(mut one: State, other: State) -> State {
+        one.virtual_servers.extend(other.virtual_servers);
+        one.vips.extend(other.vips);
+        for (set, state) in other.sets {
+            one.sets.entry(set).or_default().members.extend(state.members);
+        }
+        one
+    }
+
+    /// The sets alone, and empty: what is desired of a frontend that is deleted.
+    fn deleted(held: &State) -> State {
+        State { sets: held.sets.keys().map(|set| (*set, Default::default())).collect(), ..State::default() }
+    }
+
+    fn kept(drains: &mut Drains, held: &State, surroundings: &Desired, now: Instant) -> State {
+        let mut desired = deleted(held);
+        drains.keep_leaving(&mut desired, held, surroundings, now);
+        desired
+    }
+
+    #[test]
+    fn a5_a_frontend_that_is_deleted_stays_reachable_with_weight_0_until_its_connections_end() {
+        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
+        let (key, held) = frontend("10.96.0.9", 80);
+        let mut wanted = held.clone();
+        wanted.virtual_servers.get_mut(&key).unwrap().real_servers.values_mut().for_each(|real| real.weight = 0);
+        assert_eq!(kept(&mut drains, &held, &NOTHING, start), wanted);
+
+        let counted = |first: u32, second: u32| -> BTreeMap<_, _> {
+            let counters = |active| RealServerCounters { active, inactive: 1, ..RealServerCounters::default() };
+            [(real(1), counters(first)), (real(2), counters(second))].into()
+        };
+        let mut look = |half_closed: &[u8], at: Duration| {
+            assert!(drains.needs_look(key, &counted(1, 0), start + at));
+            let half_closed = half_closed.iter().map(|host| (key, real(*host))).collect();
+            drains.let_go(key, &counted(1, 0), Some(&half_closed), start + at)
+        };
+        assert!(look(&[1, 2], CHECK).is_empty(), "the second one's are half closed");
+        assert!(look(&[1], CHECK + LOOK).is_empty(), "they were closed just now");
+        let ended = start + CHECK + LOOK + CLOSED;
+        assert!(!drains.needs_look(key, &counted(1, 0), ended));
+        assert_eq!(drains.let_go(key, &counted(1, 0), None, ended), [real(2)].into());
+        assert_eq!(drains.let_go(key, &counted(1, 0), None, start + LIMITS.connections), [real(1)].into());
+
+        // All of it goes together, and is looked at for that.
+        let scope = drains.scope(&held);
+        let mut staying = held.restricted_to(&scope);
+        assert_eq!(staying.sets, held.sets);
+        assert_eq!(staying.vips, held.vips);
+        staying.virtual_servers.insert(key, VirtualServer::new(Scheduler::RR, Family::V4));
+        assert_eq!(kept(&mut drains, &staying, &NOTHING, start), deleted(&held));
+        assert_eq!((drains.len(), drains.next_check()), (0, None));
+    }
+
+    #[test]
+    fn a5_a_frontend_that_is_wanted_again_has_its_weights_back_and_does_not_leave() {
+        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
+        let (key, held) = frontend("10.96.0.9", 80);
+        kept(&mut drains, &held, &NOTHING, start);
+        let mut desired = held.clone();
+        drains.keep_leaving(&mut desired, &held, &Desired(vec![(key, key)]), start + CHECK);
+        assert_eq!(desired, held);
+        assert_eq!((drains.len(), drains.next_check()), (0, None));
+        assert!(drains.scope(&held).is_empty());
+    }
+
+    #[test]
+    fn a5_what_could_not_be_looked_at_counts_as_open() {
+        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
+        let (key, held) = frontend("10.96.0.9", 80);
+        kept(&mut drains, &held, &NOTHING, start);
+        let closing = RealServerCounters { inactive: 1, ..RealServerCounters::default() };
+        let counted = [1, 2].map(|host| (real(host), closing)).into();
+        for seconds in 1..100 {
+            assert!(drains.let_go(key, &counted, None, start + Duration::from_secs(seconds)).is_empty());
+        }
+        assert_eq!(drains.let_go(key, &counted, None, start + LIMITS.connections).len(), 2);
+    }
+
+    #[test]
+    fn d5_f4_what_others_have_is_given_up_at_once() {
+        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
+        let (_, held) = frontend(TAKEN, 80);
+        assert_eq!(kept(&mut drains, &held, &NOTHING, start), deleted(&held));
+        assert_eq!((drains.len(), drains.next_check()), (0, None));
+    }
+
+    #[test]
+    fn a5_a_vip_stays_for_as_long_as_one_of_its_frontends_leaves() {
+        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
+        let (http, held) = frontend("10.96.0.9", 80);
+        let (https, other) = frontend("10.96.0.9", 443);
+        kept(&mut drains, &merged(held, other.clone()), &NOTHING, start);
+        assert_eq!(drains.let_go(http, &BTreeMap::new(), None, start + CHECK).len(), 2);
+        // A change that is about the VIP alone.
+        let about_vip = State { vips: other.vips.clone(), ..State::default() };
+        assert_eq!(kept(&mut drains, &about_vip, &NOTHING, start).vips, other.vips);
+        assert_eq!(drains.let_go(https, &BTreeMap::new(), None, start + CHECK).len(), 2);
+    }
+
+    #[test]
+    fn k1_what_is_not_ours_does_not_leave() {
+        let mut drains = Drains::new(LIMITS);
+        let (_, held) = frontend(FOREIGN, 80);
+        assert_eq!(kept(&mut drains, &held, &NOTHING, Instant::now()), deleted(&held));
+        assert_eq!((drains.len(), drains.next_check()), (0, None));
+    }
+
+    /// A frontend with a virtual server behind a mark beside its own.
+    fn with_mark(number: u32) -> (VirtualServerKey, State) {
+        let (key, mut held) = frontend("10.96.0.9", 80);
+        let (VirtualServerKey::Address { address, .. }, VirtualServerKey::Mark { mark: of, .. }) = (key, mark(number)) else {
+            panic!("other keys")
+        };
+        let behind = held.virtual_servers[&key].clone();
+        held.virtual_servers.insert(mark(number), behind);
+        let member = Member::IpPortMark(address, Protocol::Tcp, 80, of);
+        held.sets.entry(Set::new(Role::InCluster, Family::V4)).or_default().members.insert(member);
+        (key, held)
+    }
+
+    #[test]
+    fn a5_behind_a_mark_a_frontend_leaves_alike_unless_it_goes_on_without() {
+        let start = Instant::now();
+        let (key, held) = with_mark(7);
+        let mut drains = Drains::new(LIMITS);
+        let desired = kept(&mut drains, &held, &NOTHING, start);
+        assert!(desired.virtual_servers.contains_key(&mark(7)) && desired.sets == held.sets);
+
+        let mut drains = Drains::new(LIMITS);
+        let desired = kept(&mut drains, &held, &Desired(vec![(key, key)]), start);
+        assert!(!desired.virtual_servers.contains_key(&mark(7)), "callers inside go to the frontend's own virtual server");
+    }
+
+    #[test]
+    fn a5_a_mark_that_another_frontend_has_does_not_lead_there() {
+        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
+        let (_, held) = with_mark(7);
+        kept(&mut drains, &held, &NOTHING, start);
+        let mut desired = deleted(&held);
+        desired.virtual_servers.insert(mark(7), VirtualServer::new(Scheduler::RR, Family::V4));
+        let (other, _) = frontend("10.96.0.8", 80);
+        drains.keep_leaving(&mut desired, &held, &Desired(vec![(mark(7), other)]), start + CHECK);
+        assert!(desired.sets[&Set::new(Role::InCluster, Family::V4)].members.is_empty());
+        assert_eq!(desired.virtual_servers[&mark(7)].real_servers.len(), 2, "its connections go on");
     }
 }

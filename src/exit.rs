@@ -22,11 +22,11 @@ impl Exit {
     /// The text that `--help` shows.
     pub(crate) const HELP: &str = "\
 Exit codes:
-  0  done, or stopped by SIGTERM or SIGINT (what the kernel holds keeps serving)
+  0  done, or stopped by SIGTERM or SIGINT (by default the kernel keeps what it holds)
   1  failed
   2  a flag, file or kubeconfig is invalid
   3  the node lacks IPVS, ipset or iptables
-  4  a capability is missing (CAP_NET_ADMIN, and for run CAP_NET_RAW)
+  4  a capability is missing (CAP_NET_ADMIN, and but for status CAP_NET_RAW)
   5  run --once: some objects were refused or could not be read";
 }
 

@@ -7,6 +7,7 @@
 mod agent;
 #[cfg(test)]
 mod captured;
+mod cleanup;
 mod cli;
 mod disturbances;
 mod drain;
@@ -37,6 +38,7 @@ mod status;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(arguments) => log_to_stderr(&arguments).and_then(|()| run::run(&arguments)),
         Command::Status(arguments) => status::run(&arguments).map(|()| None),
+        Command::Cleanup(arguments) => cleanup::run(&arguments).map(|()| None),
     };
     match outcome {
         Ok(None) => ExitCode::SUCCESS,
@@ -57,6 +60,14 @@ fn main() -> ExitCode {
             let _ = writeln!(io::stderr(), "kube-ipvs: {error:#}");
             Ending::code_of(&error).into()
         }
+    }
+}
+
+/// Prints a line on standard output. That nobody reads it is no failure.
+fn print_line(line: &impl std::fmt::Display) -> anyhow::Result<()> {
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
+        _ => Ok(()),
     }
 }
 

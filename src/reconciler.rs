@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use desired::{Config, Ledger};
 use ipnetwork::IpNetwork;
-use kernel::{Failure, Kernel, Part, Report, sysctl};
-use model::{Family, Rules, Scheduler, Scope, Set, State, Via, Vip};
+use kernel::{Failure, Kernel, Leftovers, Mode, Part, Report, Timeouts, sysctl};
+use model::{Family, Rules, Scheduler, Scope, Set, State, Via, Vip, VirtualServerKey};
 use plan::{Order, Ownership, Plan, Step, plan};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use crate::disturbances::Disturbances;
-use crate::drain::{Drains, Limits};
+use crate::drain::{Drains, Limits, Surroundings};
 use crate::health::{HEARTBEAT, Health};
 use crate::mailbox::{Fragments, Letter, Mailbox, NodeSettings};
 use crate::metrics::{Metrics, Pass, Phase};
@@ -45,6 +45,9 @@ const GATHERING: Duration = Duration::from_millis(2);
 /// How many steps of a repair are named in the log, of each stage.
 const NAMED_STEPS: usize = 3;
 
+/// How long nf_tables may take to let go of sets, on a busy node, after the rules that asked them were removed.
+const LET_GO: Duration = Duration::from_secs(10);
+
 /// What shapes the reconciler's work.
 pub(crate) struct Settings {
     pub(crate) config: Config,
@@ -53,6 +56,10 @@ pub(crate) struct Settings {
     /// Zero for never.
     pub(crate) check_period: Duration,
     pub(crate) drain: Limits,
+    /// How long idle connections are kept, in seconds; 0 for as the kernel has it.
+    pub(crate) timeouts: Timeouts,
+    /// Whether what kube-proxy in IPVS mode has left is removed when it is not needed any more.
+    pub(crate) take_over: bool,
 }
 
 /// The thread, and what it tells of itself.
@@ -77,6 +84,7 @@ pub(crate) fn spawn(kernel: Kernel, settings: Settings, mailbox: Mailbox, news: 
         schedulers: Schedulers::new(settings.config.scheduler, lacking, metrics.clone()),
         order: Order::of_node(&settings.config.node_name),
         stale_flows: StaleFlows::default(),
+        predecessor: None,
         kernel,
         rules: BTreeMap::new(),
         observed: None,
@@ -108,6 +116,8 @@ struct Reconciler {
     /// In which order real servers are added.
     order: Order,
     stale_flows: StaleFlows,
+    /// What kube-proxy has left, until it is removed.
+    predecessor: Option<Predecessor>,
     rules: BTreeMap<Family, Rules>,
     /// What the kernel holds, as far as it is known; `None` when only an observation can tell.
     observed: Option<State>,
@@ -130,6 +140,39 @@ struct Reconciler {
     retry: Duration,
     metrics: Metrics,
     health: watch::Sender<Health>,
+}
+
+/// What kube-proxy has left.
+struct Predecessor {
+    leftovers: Leftovers,
+    /// When it can be removed, as soon as all that is to take its place is there.
+    due: Instant,
+    /// Whether it waits for rules that are gone to let go of the sets that they asked.
+    waits: bool,
+}
+
+/// What is known of virtual servers that may be leaving.
+struct Known<'a> {
+    ledger: &'a Ledger,
+    /// What was observed of the whole node, and the networks in which nothing is removed; `None` for states that hold nothing but what was
+    /// desired once.
+    ours: Option<(&'a State, &'a [IpNetwork])>,
+}
+
+impl Surroundings for Known<'_> {
+    fn frontend(&self, key: &VirtualServerKey) -> Option<VirtualServerKey> {
+        self.ledger.frontend(key)
+    }
+
+    fn is_ours(&self, key: &VirtualServerKey) -> bool {
+        // Those on a VIP that is not theirs go with it at once.
+        let listed = |(observed, excluded)| Ownership::Listed { excluded }.covers(key, &State::default(), observed);
+        self.ours.is_none_or(listed)
+    }
+
+    fn is_taken(&self, frontend: &VirtualServerKey) -> bool {
+        self.ledger.is_taken(frontend)
+    }
 }
 
 impl Reconciler {
@@ -255,7 +298,7 @@ impl Reconciler {
             held.rules.clone_from(&observed.rules);
         }
         self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
-        self.drains.keep_leaving(&mut desired, &held, |key| self.ledger.frontend(key), begun);
+        self.drains.keep_leaving(&mut desired, &held, &Known { ledger: &self.ledger, ours: None }, begun);
         let plan = self.planned(&desired, &held, &Ownership::Scope);
         self.apply(&plan, Pass::Change, begun);
     }
@@ -263,18 +306,28 @@ impl Reconciler {
     /// Counts the connections of real servers that are leaving, and removes those that are done.
     fn drain(&mut self, pass: Pass) {
         let begun = Instant::now();
-        let scope = self.drains.scope();
-        let mut gone = BTreeMap::new();
+        let Some(observed) = &self.observed else {
+            self.drains.check_later(begun);
+            return;
+        };
+        let scope = self.drains.scope(observed);
+        let mut counted = BTreeMap::new();
         for key in &scope.virtual_servers {
             match self.kernel.connections(key) {
-                Ok(counted) => gone.extend([(*key, self.drains.let_go(*key, &counted, begun))]),
+                Ok(counters) => counted.extend([(*key, counters)]),
                 Err(error) => {
                     warn!(%key, %error, "cannot count the connections of real servers that are leaving; trying again");
                     self.drains.check_later(begun);
                 }
             }
         }
-        let Some(observed) = &self.observed else { return };
+        let half_closed = counted.iter().any(|(key, counters)| self.drains.needs_look(*key, counters, begun)).then(|| {
+            let half_closed = self.kernel.half_closed();
+            half_closed.inspect_err(|error| warn!(%error, "cannot tell half-closed connections from closed ones; keeping both"))
+        });
+        let half_closed = half_closed.and_then(Result::ok);
+        let gone: BTreeMap<_, _> =
+            counted.iter().map(|(key, counters)| (*key, self.drains.let_go(*key, counters, half_closed.as_ref(), begun))).collect();
         let held = observed.restricted_to(&scope);
         let mut staying = held.clone();
         for (key, server) in &mut staying.virtual_servers {
@@ -282,7 +335,7 @@ impl Reconciler {
         }
         let mut desired = self.ledger.desired(&scope);
         self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
-        self.drains.keep_leaving(&mut desired, &staying, |key| self.ledger.frontend(key), begun);
+        self.drains.keep_leaving(&mut desired, &staying, &Known { ledger: &self.ledger, ours: None }, begun);
         let plan = self.planned(&desired, &held, &Ownership::Scope);
         if !plan.is_empty() {
             self.apply(&plan, pass, begun);
@@ -293,7 +346,10 @@ impl Reconciler {
     fn adopt(&mut self) {
         let begun = Instant::now();
         match self.observe() {
-            Ok(observed) => {
+            Ok(mut observed) => {
+                if self.settings.take_over {
+                    self.take_over(&mut observed);
+                }
                 self.ledger.adopt(&observed);
                 self.observed = Some(observed);
                 self.observed_at = begun;
@@ -315,6 +371,56 @@ impl Reconciler {
         let plan = plan(desired, observed, ownership).in_order(self.order, desired);
         self.metrics.count_phase(Phase::Plan, begun.elapsed());
         plan
+    }
+
+    /// Looks whether kube-proxy was here before, and makes those of its virtual servers ours that none of the sets lists which we have in
+    /// common.
+    fn take_over(&mut self, observed: &mut State) {
+        let found = match self.kernel.find_kube_proxy() {
+            Ok(found) => found,
+            Err(error) => {
+                warn!(%error, "cannot look for what kube-proxy has left; it stays");
+                return;
+            }
+        };
+        match found.mode() {
+            Mode::None => {}
+            Mode::Iptables => warn!(
+                "kube-proxy in iptables mode has packet rules on this node, which may translate what is meant for IPVS; \
+                 stop it and run `kube-proxy --cleanup`"
+            ),
+            Mode::Ipvs => {
+                info!("taking over from kube-proxy in IPVS mode");
+                let mut listed = observed.clone();
+                listed.own(found.node_ports(observed));
+                let plan = plan(&listed, observed, &Ownership::Scope);
+                let report = self.kernel.apply(&plan);
+                report.apply_to(&plan, observed);
+                match report.failures.first() {
+                    None => self.predecessor = Some(Predecessor { leftovers: found, due: Instant::now(), waits: false }),
+                    Some(Failure { step, error }) => {
+                        warn!(%step, %error, "cannot take over node ports; what kube-proxy has left stays");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Removes what kube-proxy has left, once all that is to take its place is there.
+    fn succeed(&mut self) {
+        let (now, complete) = (Instant::now(), self.complete);
+        let replaced = complete && self.observed.as_ref().is_some_and(|observed| observed.rules == self.rules);
+        let Some(mut predecessor) = self.predecessor.take_if(|predecessor| replaced && predecessor.due <= now) else { return };
+        match self.kernel.remove_kube_proxy(&mut predecessor.leftovers) {
+            Ok(()) => info!("removed what kube-proxy has left: its packet rules, and the sets that only they asked"),
+            // Once: after that it is others who ask them.
+            Err(error) if error.is_in_use() && !predecessor.waits => {
+                debug!(%error, "not all that kube-proxy has left can be removed yet");
+                self.next_audit = self.next_audit.min(now + LET_GO);
+                self.predecessor = Some(Predecessor { due: now + LET_GO, waits: true, ..predecessor });
+            }
+            Err(error) => warn!(%error, "cannot remove all that kube-proxy has left; it is not needed and does no harm"),
+        }
     }
 
     /// Makes the sets and installs the packet rules before there is any virtual server that needs them. Removes nothing.
@@ -438,11 +544,13 @@ impl Reconciler {
             self.next_audit = begun + self.settings.audit_period;
             self.refused.clear();
         }
+        self.keep_timeouts(pass);
         let mut desired = self.ledger.complete();
         desired.rules.clone_from(&self.rules);
         self.schedulers.ask_again(&desired, |scheduler| self.kernel.offers(scheduler));
         self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
-        self.drains.keep_leaving(&mut desired, &observed, |key| self.ledger.frontend(key), begun);
+        let known = Known { ledger: &self.ledger, ours: Some((&observed, &self.settings.excluded)) };
+        self.drains.keep_leaving(&mut desired, &observed, &known, begun);
         let ownership = Ownership::Node { excluded: &self.settings.excluded };
         let plan = self.planned(&desired, &observed, &ownership);
         // What is remembered of the kernel grows by what is done now, into the memory that this takes.
@@ -462,6 +570,20 @@ impl Reconciler {
             self.stale_flows.extend(self.ledger.keys());
             // Those without connections need not wait for the next count.
             self.drain(pass);
+        }
+        self.succeed();
+    }
+
+    /// Has idle connections kept for as long as is asked for, whoever else has set that meanwhile.
+    fn keep_timeouts(&mut self, pass: Pass) {
+        match self.kernel.keep_timeouts(self.settings.timeouts) {
+            Ok(None) => {}
+            Ok(Some(Timeouts { tcp, tcp_fin, udp })) if pass != Pass::Start => {
+                warn!(tcp, tcp_fin, udp, "set the IPVS time-outs again, which another tool has changed");
+                self.metrics.repairs.with_label_values(&["time-outs"]).inc();
+            }
+            Ok(Some(Timeouts { tcp, tcp_fin, udp })) => info!(tcp, tcp_fin, udp, "set the IPVS time-outs, which were others"),
+            Err(error) => warn!(%error, "cannot keep the IPVS time-outs; idle connections may be cut early"),
         }
     }
 

@@ -10,7 +10,7 @@ use desired::{
 };
 use hyper::StatusCode;
 use kernel::sysctl::{self, Outcome, Sysctl};
-use kernel::{Kernel, supported_families};
+use kernel::{Kernel, Timeouts, supported_families};
 use kube::Client;
 use model::Via;
 use serde_json::json;
@@ -20,7 +20,10 @@ use tokio::task::{LocalSet, spawn_local};
 use tracing::{debug, info, warn};
 
 use crate::agent::{Agent, Servers, Sources};
-use crate::cli::{Bind, DetectLocalMode, NodePortAddress, Occupied, Proxy, Run, VipBinding, VipPing, WatchNodes};
+use crate::cleanup::KubeProxy;
+use crate::cli::{
+    Bind, DetectLocalMode, KubeProxyLeftovers, NodePortAddress, Occupied, Proxy, Run, VipBinding, VipPing, WatchNodes,
+};
 use crate::drain::Limits;
 use crate::exit::{Ending, Exit, kernel_ending};
 use crate::health::Health;
@@ -36,7 +39,7 @@ use crate::relay::Relays;
 use crate::source::Event;
 use crate::source::api::{ApiSource, Tuning, connect};
 use crate::source::manifests::ManifestSource;
-use crate::{events, node, removals, status};
+use crate::{cleanup, events, node, removals, status};
 
 /// Events that may wait before whoever reads the API server has to.
 const EVENTS: usize = 1024;
@@ -80,6 +83,12 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
         audit_period: arguments.audit_period,
         check_period: arguments.check_period,
         drain: Limits { connections: arguments.proxy.drain_timeout, datagrams: arguments.proxy.udp_drain_timeout },
+        timeouts: Timeouts {
+            tcp: arguments.proxy.ipvs_tcp_timeout,
+            tcp_fin: arguments.proxy.ipvs_tcpfin_timeout,
+            udp: arguments.proxy.ipvs_udp_timeout,
+        },
+        take_over: arguments.proxy.kube_proxy_leftovers == KubeProxyLeftovers::Remove,
     };
     let news = News::default();
     let Running { health, lacking_schedulers, thread } =
@@ -104,6 +113,15 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
     mailbox.post(|letter| letter.stop = true);
     if thread.join().is_err() {
         return Err(Ending::error(Exit::Failure, "the reconciler has failed; what the kernel holds keeps serving"));
+    }
+    match outcome {
+        // Only now that the reconciler has ended: it would repair what goes.
+        Ok(None) if arguments.cleanup_on_exit => {
+            let removed = cleanup::clean_up(&arguments.proxy.exclude_cidrs, KubeProxy::Absent)?;
+            info!("{removed}");
+        }
+        Ok(None) if !arguments.once => info!("what the kernel holds keeps serving"),
+        _ => {}
     }
     outcome
 }
@@ -173,11 +191,11 @@ async fn follow(
         () = agent.follow(&mut sources) => Err(Ending::error(Exit::Failure, "the source of objects has ended")),
         () = source => Err(Ending::error(Exit::Failure, "the source of objects has ended")),
         _ = terminate.recv() => {
-            info!("stopped by SIGTERM; what the kernel holds keeps serving");
+            info!("stopped by SIGTERM");
             Ok(None)
         }
         _ = interrupt.recv() => {
-            info!("stopped by SIGINT; what the kernel holds keeps serving");
+            info!("stopped by SIGINT");
             Ok(None)
         }
         tried = tried => match tried {

@@ -123,7 +123,7 @@ fn help_has_every_exit_code_that_the_readme_has() {
 
 #[test]
 fn every_flag_of_the_readme_exists() {
-    let of_program = [help("run"), help("status")].concat();
+    let of_program = [help("run"), help("status"), help("cleanup")].concat();
     let of_program = flags(&of_program);
     let of_xtask = BTreeSet::from(["shell", "host"]);
     let unknown: Vec<_> = flags(README).into_iter().filter(|flag| !of_program.contains(flag) && !of_xtask.contains(flag)).collect();
@@ -147,7 +147,7 @@ fn defaults_are_those_of_the_readme() {
 
 #[test]
 fn help_of_each_command_has_examples_that_parse() {
-    for command in ["run", "status"] {
+    for command in ["run", "status", "cleanup"] {
         let help = help(command);
         let (_, examples) = help.split_once("Examples:\n").unwrap();
         assert!(examples.lines().count() > 1, "{examples}");
@@ -187,6 +187,9 @@ fn an_invalid_value_names_its_flag_and_what_is_allowed() {
         ("--nodeport-addresses", "eth0/24", "primary, all, networks such as 192.0.2.0/24, or interfaces such as eth0 or eth+"),
         ("--occupied-node-ports", "nobody", "service, process"),
         ("--vip-ping", "maybe", "answer, refuse"),
+        ("--ipvs-tcp-timeout", "1500ms", "whole seconds, at most 24 days"),
+        ("--ipvs-udp-timeout", "601h", "or 0s to leave it as it is"),
+        ("--kube-proxy-leftovers", "sell", "remove, keep"),
         ("--watch-nodes", "some", "all, own"),
         ("--allow-external-cidrs", "everything", "--allow-external-cidrs"),
         ("--load-balancer-exclude-cidrs", "everything", "--load-balancer-exclude-cidrs"),
@@ -210,6 +213,8 @@ fn an_invalid_value_names_its_flag_and_what_is_allowed() {
 #[test]
 fn flags_that_do_not_go_together_are_named() {
     kube_ipvs(&["run", "--manifests", "a", "--kubeconfig", "b"]).expect(2, &["--manifests", "--kubeconfig", "cannot be used with"]);
+    kube_ipvs(&["run", "--once", "--cleanup-on-exit"]).expect(2, &["--once", "--cleanup-on-exit", "cannot be used with"]);
+    kube_ipvs(&["cleanup", "--kube-proxy", "--hand-over"]).expect(2, &["--kube-proxy", "--hand-over", "cannot be used with"]);
     kube_ipvs(&["run", "--detect-local-mode", "BridgeInterface"]).expect(2, &["--bridge-interface"]);
     kube_ipvs(&["run", "--detect-local-mode", "InterfaceNamePrefix"]).expect(2, &["--interface-name-prefix"]);
     kube_ipvs(&["run", "--nodeport-addresses", "primary,192.0.2.0/24"]).expect(2, &["--nodeport-addresses", "stand alone"]);
@@ -224,7 +229,7 @@ fn flags_that_do_not_go_together_are_named() {
 #[test]
 fn kube_proxys_names_of_flags_work() {
     let arguments = "run --manifests /nonexistent --hostname-override node-1 --ipvs-scheduler rr --ipvs-sync-period 30s \
-        --ipvs-exclude-cidrs 192.0.2.0/24 --cluster-cidr 10.244.0.0/16 --detect-local-mode BridgeInterface --pod-bridge-interface cni0 \
+        --ipvs-exclude-cidrs 192.0.2.0/24 --ipvs-tcp-timeout 0s --ipvs-tcpfin-timeout 2m --ipvs-udp-timeout 300s --cluster-cidr 10.244.0.0/16 --detect-local-mode BridgeInterface --pod-bridge-interface cni0 \
         --pod-interface-name-prefix veth --masquerade-all --iptables-masquerade-bit 14 --nodeport-addresses primary \
         --healthz-bind-address 0.0.0.0:10256 --metrics-bind-address 127.0.0.1:10249";
     // All of them were understood when the first complaint is about the path.
@@ -276,6 +281,17 @@ fn a_missing_capability_has_a_code_of_its_own() {
     let status = kube_ipvs_without(NET_ADMIN, &["status"]);
     status.expect(4, &remedy);
     assert_eq!(status.stdout, "", "no half of a table");
+    kube_ipvs_without(NET_ADMIN, &["cleanup"]).expect(4, &remedy);
+}
+
+#[test]
+fn cleanup_beside_an_agent_is_refused() {
+    let directory = directory();
+    let socket = directory.path().join("socket");
+    let _agent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let arguments = ["cleanup", "--control-socket", text(&socket)];
+    kube_ipvs_without(NET_ADMIN, &arguments).expect(1, &["an agent is running", text(&socket), "--force"]);
+    kube_ipvs_without(NET_ADMIN, &[&arguments[..], &["--force"]].concat()).expect(4, &["CAP_NET_ADMIN"]);
 }
 
 #[test]

@@ -288,6 +288,8 @@ fn live(percent: u64, seed: u64) {
         excluded: Vec::new(),
         audit_period: Duration::from_secs(2),
         check_period: Duration::from_millis(200),
+        timeouts: Timeouts { tcp: 0, tcp_fin: 0, udp: 0 },
+        take_over: false,
         drain: Limits { connections: Duration::from_secs(1), datagrams: Duration::from_secs(1) },
     };
     let mailbox = Mailbox::default();

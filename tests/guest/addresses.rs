@@ -36,11 +36,15 @@ fn answers_alone(from: &Netns, target: &str, name: &str) -> Result {
 fn d5_a_service_does_not_take_the_addresses_of_other_machines() {
     World::test(|world| {
         let (pod, _serve) = serving(world, "a", On::Node)?;
+        let _echo = pod.start(&["busybox", "nc", "-ll", "-p", "8081", "-e", "cat"])?;
         let _daemon = world.serve(world.node2(), "daemon", 2222)?;
         let node2 = Node::new("node2").internal_ip(NODE2_V4).internal_ip(NODE2_V6);
         let spec = format!("  externalIPs: [{NODE2_V4}, \"{NODE2_V6}\", 198.51.100.22]\n");
         let load_balancers = format!("{{ip: {EXT_V4}}}, {{ip: 203.0.113.5}}");
-        world.write("web.yaml", &format!("{}{}{}", node(), web(&spec, 30080, &load_balancers), slices("web", &[&pod])))?;
+        let service =
+            web(&spec, 30080, &load_balancers).replace("  ports:\n", "  ports:\n  - {name: echo, port: 81, targetPort: 8081}\n");
+        let slices = Family::ALL.map(|family| slice("web", family, [&pod]).port("echo", Protocol::Tcp, 8081).to_string());
+        world.write("web.yaml", &format!("{}{service}{}", node(), slices.concat()))?;
         world.write("node2.yaml", &node2.to_string())?;
 
         let agent = started(world, &["--load-balancer-exclude-cidrs", "203.0.113.0/24"])?;
@@ -65,8 +69,14 @@ fn d5_a_service_does_not_take_the_addresses_of_other_machines() {
             ensure!(is_bound(world.node(), NODE2_V4.into())? && is_bound(world.node(), NODE2_V6.into())?);
             Ok(())
         })?;
+        let mut connections = Vec::new();
         for address in others {
             answers_alone(world.node(), &target(address, 80), "a")?;
+            // The address is the Node's again at once, whoever has a connection to the Service there.
+            let connect = format!("exec 3<>/dev/tcp/{address}/81 && echo connected && cat <&3");
+            let mut connection = world.node().start(&["bash", "-c", &connect])?;
+            connection.wait_for("connected", PATIENCE)?;
+            connections.push(connection);
         }
         world.write("node2.yaml", &node2.to_string())?;
         eventually(PATIENCE, reached)?;

@@ -34,7 +34,7 @@ const FOREIGN_SERVERS: &str = "\
 ";
 
 /// Makes them, and everything else that is not ours.
-fn make_foreign(node: &Netns) -> Result {
+pub(crate) fn make_foreign(node: &Netns) -> Result {
     node.exec_with_input(&["ipvsadm", "-R"], FOREIGN_SERVERS)?;
     node.exec(&["ipset", "create", "FOREIGN", "hash:ip", "maxelem", "16"])?;
     node.exec(&["ipset", "add", "FOREIGN", "192.0.2.1"])?;
@@ -63,7 +63,7 @@ fn make_foreign(node: &Netns) -> Result {
 }
 
 /// What is foreign of what a node's kernel holds, byte by byte.
-fn foreign(node: &Netns) -> Result<String> {
+pub(crate) fn foreign(node: &Netns) -> Result<String> {
     // Service ports, and the node port on whatever address the node has.
     let is_ours = |line: &str| {
         line.contains(":30080 ")
@@ -92,7 +92,7 @@ fn foreign(node: &Netns) -> Result<String> {
     Ok(text)
 }
 
-fn ensure_foreign(node: &Netns, before: &str, when: &str) -> Result {
+pub(crate) fn ensure_foreign(node: &Netns, before: &str, when: &str) -> Result {
     let after = foreign(node)?;
     ensure!(before == after, "{when}, what belongs to others has changed. Before:\n{before}\nafter:\n{after}");
     Ok(())

@@ -38,6 +38,8 @@ pub struct Fragment {
     /// The networks that may call guarded frontends.
     ranges: Box<[IpNetwork]>,
     health_checks: Box<[(Family, HealthCheck)]>,
+    /// What it claims and others have.
+    taken: Box<[Taken]>,
     problems: Box<[Problem]>,
 }
 
@@ -71,6 +73,15 @@ pub enum FrontendKind {
     LoadBalancer,
     /// `spec.ports[].nodePort` on an address of the node.
     NodePort,
+}
+
+/// What a Service claims and does not get, because somebody outside of the cluster's Services has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Taken {
+    /// By another machine: an address with all of its ports.
+    Address(IpAddr),
+    /// By a process of this node: a node port on one of its addresses.
+    NodePort(VirtualServerKey),
 }
 
 /// Who may call a frontend.
@@ -126,7 +137,8 @@ pub(crate) struct Surroundings<'a> {
 
 impl Surroundings<'_> {
     /// Those of `addresses`, from `field`, that this node may take without cutting another machine off.
-    fn takeable(&self, addresses: &[IpAddr], field: &str, problems: &mut Problems) -> Vec<IpAddr> {
+    /// The others are added to `taken`.
+    fn takeable(&self, addresses: &[IpAddr], field: &str, problems: &mut Problems, taken: &mut Vec<Taken>) -> Vec<IpAddr> {
         let Self { config, facts, machines, .. } = self;
         let served = |address: &IpAddr| config.families.contains(&Family::of(*address));
         let allowed = |address: IpAddr| {
@@ -137,21 +149,24 @@ impl Surroundings<'_> {
         for address in addresses.iter().copied().filter(served) {
             match machines.holder(address).filter(|_| !allowed(address)) {
                 None => takeable.push(address),
-                Some(holder) => problems.add_for(
-                    Reason::AddressRefused,
-                    field,
-                    format!(
-                        "has {address}, {holder}, and is not served there: this node could not reach it any more; \
-                         choose another address, or allow this one with --allow-external-cidrs"
-                    ),
-                ),
+                Some(holder) => {
+                    taken.push(Taken::Address(address));
+                    problems.add_for(
+                        Reason::AddressRefused,
+                        field,
+                        format!(
+                            "has {address}, {holder}, and is not served there: this node could not reach it any more; \
+                             choose another address, or allow this one with --allow-external-cidrs"
+                        ),
+                    );
+                }
             }
         }
         takeable
     }
 
-    /// Those of `addresses` on which the node port of `port` is to be served.
-    fn node_port_addresses_of(&self, port: &ServicePort, problems: &mut Problems) -> Vec<IpAddr> {
+    /// Those of `addresses` on which the node port of `port` is to be served. What a process has instead is added to `taken`.
+    fn node_port_addresses_of(&self, port: &ServicePort, problems: &mut Problems, taken: &mut Vec<Taken>) -> Vec<IpAddr> {
         let Some(number) = port.node_port.map(NonZeroU16::get) else { return Vec::new() };
         let Self { config, listeners, node_port_addresses, .. } = self;
         let is_free = |address: &&IpAddr| !listeners.take(port.protocol, **address, number);
@@ -163,7 +178,12 @@ impl Surroundings<'_> {
             OccupiedNodePorts::Service => {
                 ("the Service has it, and the process gets no calls from outside", node_port_addresses.to_vec())
             }
-            OccupiedNodePorts::Process => ("the process keeps it, and the Service is not served there", free),
+            OccupiedNodePorts::Process => {
+                let occupied = node_port_addresses.iter().filter(|address| !is_free(address));
+                let key = |address: &IpAddr| VirtualServerKey::address(*address, port.protocol, number);
+                taken.extend(occupied.map(|address| Taken::NodePort(key(address))));
+                ("the process keeps it, and the Service is not served there", free)
+            }
         };
         problems.add_for(
             Reason::PortInUse,
@@ -248,11 +268,12 @@ impl Fragment {
         let externals = service.externals.as_deref().unwrap_or(&nothing);
         let mut builder = Builder { ranges: externals.ranges.clone().unwrap_or_default(), ..Builder::default() };
         let mut not_here = Problems::of("Service", name);
-        let external_ips = around.takeable(&externals.ips, "spec.externalIPs", &mut not_here);
+        let external_ips = around.takeable(&externals.ips, "spec.externalIPs", &mut not_here, &mut builder.taken);
         let excluded = |address: &IpAddr| config.excluded_load_balancers.iter().any(|network| network.contains(*address));
         let load_balancer: Vec<_> = externals.load_balancer.iter().copied().filter(|address| !excluded(address)).collect();
-        let load_balancer = around.takeable(&load_balancer, "status.loadBalancer.ingress", &mut not_here);
-        let node_ports: Vec<_> = service.ports.iter().map(|port| around.node_port_addresses_of(port, &mut not_here)).collect();
+        let load_balancer = around.takeable(&load_balancer, "status.loadBalancer.ingress", &mut not_here, &mut builder.taken);
+        let node_ports: Vec<_> =
+            service.ports.iter().map(|port| around.node_port_addresses_of(port, &mut not_here, &mut builder.taken)).collect();
         for family in config.families.iter().copied() {
             let Some(cluster_ip) = service.cluster_ip(family) else { continue };
             let guard = guard(externals.ranges.as_deref(), family, config, facts);
@@ -395,6 +416,11 @@ impl Fragment {
         })
     }
 
+    /// What it claims and others have, without duplicates.
+    pub(crate) fn taken(&self) -> &[Taken] {
+        &self.taken
+    }
+
     /// What of the Service and its slices is not served, and why.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
@@ -459,6 +485,7 @@ struct Builder {
     local: Vec<(RealServerKey, Protocol)>,
     ranges: Box<[IpNetwork]>,
     health_checks: Vec<(Family, HealthCheck)>,
+    taken: Vec<Taken>,
 }
 
 /// The pools of one port in one family, each made when it is first asked for.
@@ -513,6 +540,8 @@ impl Builder {
         });
         self.local.sort_unstable();
         self.local.dedup();
+        self.taken.sort_unstable();
+        self.taken.dedup();
         Fragment {
             created,
             frontends: self.frontends.into(),
@@ -520,6 +549,7 @@ impl Builder {
             local: self.local.into(),
             ranges: self.ranges,
             health_checks: self.health_checks.into(),
+            taken: self.taken.into(),
             problems: problems.into(),
         }
     }

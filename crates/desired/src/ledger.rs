@@ -9,7 +9,7 @@ use std::num::NonZeroU32;
 use model::{Family, Member, Scope, Set, SetState, State, Via, Vip, VirtualServerKey};
 
 use crate::config::Config;
-use crate::fragment::{Fragment, Frontend};
+use crate::fragment::{Fragment, Frontend, Taken};
 use crate::marks::Marks;
 use crate::name::ServiceName;
 use crate::problem::{Problem, Problems, Reason};
@@ -38,6 +38,8 @@ pub struct Ledger {
     /// How many want it.
     vips: BTreeMap<IpAddr, u32>,
     sets: BTreeMap<Set, Size>,
+    /// How many claim it, to no avail.
+    taken: BTreeMap<Taken, u32>,
     marks: Marks,
 }
 
@@ -114,6 +116,7 @@ impl Ledger {
             members: BTreeMap::new(),
             vips: BTreeMap::new(),
             sets: config.families.iter().copied().flat_map(Set::of_family).map(|set| (set, empty)).collect(),
+            taken: BTreeMap::new(),
             marks: Marks::new(config.masquerade.mark),
         }
     }
@@ -170,6 +173,18 @@ impl Ledger {
         fragment.iter().flat_map(Fragment::local_members).for_each(|member| self.acquire(member, &mut scope));
         dropped.iter().for_each(|holding| self.release_holding(holding, &mut scope));
         previous.iter().flat_map(Fragment::local_members).for_each(|member| self.release(member, &mut scope));
+
+        for taken in fragment.iter().flat_map(Fragment::taken) {
+            *self.taken.entry(*taken).or_default() += 1;
+        }
+        for taken in previous.iter().flat_map(Fragment::taken) {
+            if let Entry::Occupied(mut entry) = self.taken.entry(*taken) {
+                *entry.get_mut() -= 1;
+                if *entry.get() == 0 {
+                    entry.remove();
+                }
+            }
+        }
 
         self.fragments.extend(fragment.map(|fragment| (name.clone(), fragment)));
         self.hand_on_marks(&mut scope);
@@ -267,6 +282,14 @@ impl Ledger {
     #[must_use]
     pub fn in_cluster(&self, key: &VirtualServerKey) -> Option<VirtualServerKey> {
         Some(VirtualServerKey::Mark { family: key.family(), mark: self.marks.of(key)? })
+    }
+
+    /// Whether a Service claims `frontend` and does not get it, because another machine has its address or a process of this node its port.
+    /// Neither can be reached for as long as the virtual server and its VIP are there.
+    #[must_use]
+    pub fn is_taken(&self, frontend: &VirtualServerKey) -> bool {
+        let VirtualServerKey::Address { address, .. } = *frontend else { return false };
+        self.taken.contains_key(&Taken::Address(address)) || self.taken.contains_key(&Taken::NodePort(*frontend))
     }
 
     /// The fragment of the Service called `name`, as it was last set.

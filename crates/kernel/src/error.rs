@@ -48,6 +48,8 @@ const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
 const ENOBUFS: i32 = 105;
 const EADDRNOTAVAIL: i32 = 99;
+/// include/uapi/linux/netfilter/ipset/ip_set.h; the kernel says it for a set that is referred to.
+const IPSET_ERR_BUSY: i32 = 4100;
 
 impl Error {
     pub(crate) fn refused(context: impl Into<String>, errno: i32, message: Option<&str>) -> Self {
@@ -111,6 +113,12 @@ impl Error {
     #[must_use]
     pub fn already_exists(&self) -> bool {
         self.errno() == Some(EEXIST)
+    }
+
+    /// Whether a set is not destroyed because packet rules, or other sets, refer to it.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        matches!(self.cause, Cause::Refused { errno: IPSET_ERR_BUSY, ipset: true, .. })
     }
 
     /// Whether the process lacks a capability.

@@ -144,6 +144,59 @@ impl Ipset {
         pipeline.finish().lacks_any(|error| error.is_gone() || error.errno() == Some(NO_MEMBER))
     }
 
+    /// Whether there is a set called `name`, whatever its layout.
+    pub(crate) fn exists(&mut self, name: &str) -> Result<bool, Error> {
+        let codec = self.codec;
+        let found = self.socket.dump(
+            "looking for a set",
+            |batch, seq| codec.list(batch, seq, name, ListScope::Headers),
+            |(): &mut (), _, payload| parse_set(payload).map(drop),
+        );
+        absent_or(found).map(|found| found.is_some())
+    }
+
+    /// The ports in the set called `name`, which is one of ports (`bitmap:port`); `None` without such a set.
+    pub(crate) fn ports(&mut self, name: &str) -> Result<Option<BTreeSet<u16>>, Error> {
+        #[derive(Default)]
+        struct Found {
+            ports: BTreeSet<u16>,
+            is_other: bool,
+        }
+        let codec = self.codec;
+        let found = self.socket.dump(
+            "listing a set of ports",
+            |batch, seq| codec.list(batch, seq, name, ListScope::Members),
+            |found: &mut Found, _, payload| {
+                let part = parse_set(payload)?;
+                found.is_other |= part.header.is_some_and(|header| header.type_name != "bitmap:port");
+                if !found.is_other {
+                    part.ports().try_for_each(|port| {
+                        found.ports.insert(port?);
+                        Ok(())
+                    })?;
+                }
+                Ok(())
+            },
+        );
+        Ok(absent_or(found)?.filter(|found| !found.is_other).map(|found| found.ports))
+    }
+
+    /// The members of the set called `name`, as far as the model has words for them; `None` without such a set.
+    pub(crate) fn members(&mut self, name: &str) -> Result<Option<BTreeSet<Member>>, Error> {
+        let codec = self.codec;
+        let found = self.socket.dump(
+            "listing a set",
+            |batch, seq| codec.list(batch, seq, name, ListScope::Members),
+            |members: &mut BTreeSet<Member>, _, payload| {
+                parse_set(payload)?.members().try_for_each(|member| {
+                    members.extend(member?.known());
+                    Ok(())
+                })
+            },
+        );
+        absent_or(found)
+    }
+
     /// Carries out those of `steps` that are about sets; each comes with its place in the plan.
     pub fn apply(&mut self, steps: &[(usize, &Step)], report: &mut Report) {
         for (index, step) in steps {
@@ -185,7 +238,8 @@ impl Ipset {
         filled.and(destroyed)
     }
 
-    fn destroy(&mut self, name: &str) -> Result<(), Error> {
+    /// Destroys the set called `name`. That there is none is what was wanted.
+    pub(crate) fn destroy(&mut self, name: &str) -> Result<(), Error> {
         let codec = self.codec;
         match self.execute("destroying", name, |batch, seq| codec.destroy(batch, seq, name)) {
             Err(error) if error.is_gone() => Ok(()),
@@ -259,6 +313,15 @@ impl Ipset {
 
 fn refused(refusal: &Refusal) -> Error {
     Error::refused_by_ipset("looking for a member", refusal.errno)
+}
+
+/// What was found, or nothing where there is no such set.
+fn absent_or<T>(found: Result<T, Error>) -> Result<Option<T>, Error> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.is_gone() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[derive(Clone, Copy)]

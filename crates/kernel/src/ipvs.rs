@@ -11,7 +11,7 @@ use model::{
 };
 use neli::consts::socket::NlFamily;
 use plan::Step;
-use wire::ipvs::{Dest, FAMILY, Ipvs as Codec, Service, parse_dest, parse_info, parse_service};
+use wire::ipvs::{Dest, FAMILY, Ipvs as Codec, Service, Timeouts, parse_dest, parse_info, parse_service, parse_timeouts};
 use wire::{Malformed, genl};
 
 use crate::apply::step_at;
@@ -133,6 +133,23 @@ impl Ipvs {
             connection_table_size: info.connection_table_size,
             virtual_servers,
         })
+    }
+
+    /// How long idle connections are kept.
+    pub(crate) fn timeouts(&mut self) -> Result<Timeouts, Error> {
+        const CONTEXT: &str = "reading the IPVS time-outs";
+        let codec = self.codec;
+        let timeouts =
+            self.socket.ask(CONTEXT, |batch, seq| codec.get_timeouts(batch, seq), |_, payload| parse_timeouts(payload))?;
+        timeouts.ok_or_else(|| Error::malformed(CONTEXT, "nothing"))
+    }
+
+    pub(crate) fn set_timeouts(&mut self, timeouts: Timeouts) -> Result<(), Error> {
+        let codec = self.codec;
+        let mut pipeline = Pipeline::new(&mut self.socket, refused);
+        pipeline.push((), |batch, seq| codec.set_timeouts(batch, seq, timeouts));
+        let Outcome { failures, broken } = pipeline.finish();
+        broken.or_else(|| failures.into_iter().next().map(|((), error)| error)).map_or(Ok(()), Err)
     }
 
     /// The connections of each real server of `service`.

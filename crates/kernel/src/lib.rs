@@ -20,10 +20,12 @@
 //! ```
 
 mod apply;
+mod connections;
 mod conntrack;
 mod error;
 mod ipset;
 mod ipvs;
+mod kube_proxy;
 mod monitor;
 mod observe;
 mod pipeline;
@@ -40,18 +42,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{Family, Flow, RealServerCounters, RealServerKey, Scheduler, State, VirtualServerKey};
 
+pub use connections::HalfClosed;
 pub use conntrack::Conntrack;
 pub use error::Error;
 pub use ipset::Ipset;
 pub use ipvs::{Listing, Table};
+pub use kube_proxy::{Leftovers, Mode};
 pub use monitor::{Monitor, Notice};
 pub use observe::Part;
-pub use preflight::supported_families;
+pub use preflight::{known_families, supported_families};
 pub use removals::Removals;
 pub use report::{Failure, Report};
 pub use rules::Flavour;
 pub use socket::Interference;
 pub use vips::Vips;
+pub use wire::ipvs::Timeouts;
 
 use ipvs::Ipvs;
 use preflight::Capability;
@@ -126,6 +131,26 @@ impl Kernel {
         self.ipvs.offers(scheduler)
     }
 
+    /// Has idle connections kept as `desired` says, where 0 is to leave it as it is. Returns what the kernel had where that was not so.
+    ///
+    /// # Errors
+    /// When the time-outs cannot be read, or the kernel refuses.
+    pub fn keep_timeouts(&mut self, desired: Timeouts) -> Result<Option<Timeouts>, Error> {
+        let held = self.ipvs.timeouts()?;
+        // A kernel without one of the protocols has 0 for it, whatever it is given.
+        let choose = |desired: u32, held: u32| if desired == 0 || held == 0 { held } else { desired };
+        let chosen = Timeouts {
+            tcp: choose(desired.tcp, held.tcp),
+            tcp_fin: choose(desired.tcp_fin, held.tcp_fin),
+            udp: choose(desired.udp, held.udp),
+        };
+        if chosen == held {
+            return Ok(None);
+        }
+        self.ipvs.set_timeouts(chosen)?;
+        Ok(Some(held))
+    }
+
     /// The connections of each real server of the virtual server `key`. There are none when there is no such virtual server.
     ///
     /// # Errors
@@ -134,12 +159,29 @@ impl Kernel {
         self.ipvs.connections(key)
     }
 
+    /// Which frontends and real servers have connections that one side has closed and the other has not. To read that costs what there are
+    /// of connections on the node.
+    ///
+    /// # Errors
+    /// When they cannot be read in full.
+    pub fn half_closed(&self) -> Result<HalfClosed, Error> {
+        connections::half_closed()
+    }
+
     /// Has the kernel forget the UDP flows of `family` for which `stale` holds, and returns how many there were.
     ///
     /// # Errors
     /// As [`Conntrack::flush_udp`].
     pub fn flush_udp(&mut self, family: Family, stale: impl Fn(&Flow) -> bool) -> Result<usize, Error> {
         self.conntrack.flush_udp(family, stale)
+    }
+
+    /// Removes the device of the VIPs, unless something is on it that is not ours. Returns whether it was there and is gone.
+    ///
+    /// # Errors
+    /// As [`Vips::remove_device`].
+    pub fn remove_device(&mut self) -> Result<bool, Error> {
+        self.vips.remove_device()
     }
 
     /// Everything there is: packet rules, sets and VIPs that are ours, and all virtual servers.

@@ -52,6 +52,13 @@ fn effective_capabilities(status: &str) -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
+/// The address families that this kernel has, be they switched off in this network namespace: what was made before is still there.
+#[must_use]
+pub fn known_families() -> BTreeSet<Family> {
+    let ipv6 = Path::new("/proc/net/if_inet6").exists();
+    Family::ALL.into_iter().filter(|family| *family == Family::V4 || ipv6).collect()
+}
+
 /// The address families that this network namespace has: IPv4, and IPv6 unless the kernel was built or started without it, or it is
 /// switched off.
 #[must_use]

@@ -3,6 +3,7 @@
 //! The rules are a small constant number and never change with Services, so these two programs run at start, on repair and at clean-up,
 //! never on the change path. `iptables-restore` commits each table as one transaction.
 
+pub(crate) mod kube_proxy;
 mod text;
 
 use model::{Family, Rules};
@@ -44,6 +45,15 @@ impl Flavour {
         }
     }
 
+    /// All flavours that work on this node, whose rules are all in force.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn installed() -> Result<Vec<Self>, Error> {
+        let installed: Vec<_> = [Self::Nft, Self::Legacy].into_iter().filter(|flavour| flavour.save(Family::V4).is_ok()).collect();
+        if installed.is_empty() { Self::Default.save(Family::V4).map(|_| vec![Self::Default]) } else { Ok(installed) }
+    }
+
     const fn program(self, family: Family, verb: Verb) -> &'static str {
         match (family, self, verb) {
             (Family::V4, Self::Nft, Verb::Save) => "iptables-nft-save",
@@ -62,7 +72,7 @@ impl Flavour {
     }
 
     /// All rules of one family, as `iptables-save` prints them. No `-t`: naming a table would make the legacy flavour create it.
-    fn save(self, family: Family) -> Result<String, Error> {
+    pub(crate) fn save(self, family: Family) -> Result<String, Error> {
         run(self.program(family, Verb::Save), &[], None)
     }
 
@@ -87,8 +97,12 @@ impl Flavour {
     /// # Errors
     /// When the program is not there or refuses the rules, with what it said.
     pub fn apply(self, family: Family, change: &RulesChange) -> Result<(), Error> {
-        let program = self.program(family, Verb::Restore);
-        run(program, &["--noflush", "-w", LOCK_WAIT], Some(&text::render_change(change))).map(|_| ())
+        self.restore(family, &text::render_change(change))
+    }
+
+    /// Carries out what `input` says, in the language of `iptables-restore`.
+    pub(crate) fn restore(self, family: Family, input: &str) -> Result<(), Error> {
+        run(self.program(family, Verb::Restore), &["--noflush", "-w", LOCK_WAIT], Some(input)).map(|_| ())
     }
 
     /// Whether MASQUERADE takes `--random-fully` here: tried in a chain of its own that nothing jumps to, and that is gone afterwards.
@@ -98,10 +112,8 @@ impl Flavour {
     pub fn probe_random_fully(self, family: Family) -> Result<bool, Error> {
         const ADD: &str = "*nat\n:KUBE-IPVS-PROBE - [0:0]\n";
         const REMOVE: &str = "*nat\n:KUBE-IPVS-PROBE - [0:0]\n-X KUBE-IPVS-PROBE\nCOMMIT\n";
-        let program = self.program(family, Verb::Restore);
-        let restore = |input: &str| run(program, &["--noflush", "-w", LOCK_WAIT], Some(input));
-        let supported = restore(&format!("{ADD}-A KUBE-IPVS-PROBE -j MASQUERADE --random-fully\nCOMMIT\n")).is_ok();
-        restore(REMOVE)?;
+        let supported = self.restore(family, &format!("{ADD}-A KUBE-IPVS-PROBE -j MASQUERADE --random-fully\nCOMMIT\n")).is_ok();
+        self.restore(family, REMOVE)?;
         Ok(supported)
     }
 }

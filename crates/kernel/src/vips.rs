@@ -261,6 +261,37 @@ impl Vips {
         broken
     }
 
+    /// Removes our device, unless something is on it that is not ours: addresses or routes. Returns whether it was there and is gone.
+    ///
+    /// # Errors
+    /// When what is on it cannot be read in full, or the kernel refuses.
+    pub fn remove_device(&mut self) -> Result<bool, Error> {
+        for route in std::mem::take(&mut self.strays) {
+            self.execute(|batch, seq| rtnl::del_local_route(batch, seq, &route))
+                .or_else(|error| if error.is_gone() { Ok(()) } else { Err(error) })?;
+        }
+        let Some(device) = self.device()? else { return Ok(false) };
+        let is_used = |address: &Address| address.link == device.index && !is_kernels(address.address);
+        if self.addresses(Some(device.index))?.iter().any(is_used) {
+            return Ok(false);
+        }
+        for family in Family::ALL {
+            let routes = self.socket.dump(
+                "listing the routes of a link",
+                |batch, seq| rtnl::get_routes_of_link(batch, seq, family, device.index),
+                |routes: &mut Vec<Route>, _, payload| {
+                    routes.extend(rtnl::parse_route(payload)?.known());
+                    Ok(())
+                },
+            )?;
+            if routes.iter().any(|route| route.link == Some(device.index) && !route.is_kernels()) {
+                return Ok(false);
+            }
+        }
+        self.execute(|batch, seq| rtnl::del_link(batch, seq, device.index))?;
+        Ok(true)
+    }
+
     /// Our device, made if it is not there and set up if it is down: IPv6 routes need that.
     fn ensure_device(&mut self) -> Result<Link, Error> {
         if self.device()?.is_none() {
@@ -328,9 +359,12 @@ fn unbind(batch: &mut Batch, seq: u32, device: u32, vip: Vip) -> Result<(), Malf
 }
 
 /// The kernel gives a device that is up an IPv6 link-local address of its own.
+const fn is_kernels(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
 fn is_vip(address: &Address) -> bool {
-    let link_local = matches!(address.address, IpAddr::V6(address) if address.is_unicast_link_local());
-    !link_local && address.prefix == Family::of(address.address).bits()
+    !is_kernels(address.address) && address.prefix == Family::of(address.address).bits()
 }
 
 fn refused(refusal: &Refusal) -> Error {

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network};
 
-use crate::{Family, Protocol};
+use crate::{Family, Protocol, VirtualServerKey};
 
 /// One of the ipsets this project keeps. Sets of other tools cannot be named with this type, and so cannot be touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -163,6 +163,23 @@ impl Role {
         Self::Vips,
     ];
 
+    /// Whether kube-proxy in IPVS mode has the set too, by the same name and with the same layout.
+    #[must_use]
+    pub const fn is_kube_proxys(self) -> bool {
+        match self {
+            Self::LoopBack
+            | Self::ClusterIp
+            | Self::ExternalIp
+            | Self::ExternalIpLocal
+            | Self::LoadBalancer
+            | Self::LoadBalancerLocal
+            | Self::Restricted
+            | Self::SourceRange
+            | Self::Vips => true,
+            Self::SourceNode | Self::NodePort | Self::NodePortLocal | Self::InCluster | Self::NoLocal | Self::HealthCheck => false,
+        }
+    }
+
     /// Whether packets to its members are dropped unless another set lets them pass.
     #[must_use]
     pub const fn is_restriction(self) -> bool {
@@ -227,6 +244,18 @@ impl Member {
         }
     }
 
+    /// The frontend that it is about: what has its address, protocol and port. For some roles that is an endpoint or a health check port.
+    #[must_use]
+    pub const fn frontend(self) -> Option<VirtualServerKey> {
+        match self {
+            Self::Ip(_) => None,
+            Self::IpPort(address, protocol, port)
+            | Self::IpPortIp(address, protocol, port, _)
+            | Self::IpPortNet(address, protocol, port, _)
+            | Self::IpPortMark(address, protocol, port, _) => Some(VirtualServerKey::address(address, protocol, port)),
+        }
+    }
+
     /// Every member that the kernel takes for this one. A mark is not what it knows a member by: to add the member with another mark
     /// replaces it, and to remove it with any mark removes it.
     #[must_use]
@@ -284,6 +313,30 @@ impl SetState {
         }
     }
 
+    /// The members that are about the frontend `key`, at a cost that follows their number and not the set's. Pods that reach themselves
+    /// are not among them: they are endpoints.
+    pub fn of_frontend(&self, key: &VirtualServerKey) -> impl Iterator<Item = Member> + '_ {
+        let key = *key;
+        let firsts = match key {
+            VirtualServerKey::Address { address, port, protocol } => {
+                // Networks are ordered as their addresses are, and then by their lengths.
+                let least = Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0).ok().map(IpNetwork::V4);
+                [
+                    Some(Member::IpPort(address, protocol, port)),
+                    least.map(|least| Member::IpPortNet(address, protocol, port, least)),
+                    Some(Member::IpPortMark(address, protocol, port, NonZeroU32::MIN)),
+                ]
+            }
+            VirtualServerKey::Mark { .. } => [None; 3],
+        };
+        firsts.into_iter().flatten().flat_map(move |first| {
+            self.members
+                .range(first..)
+                .copied()
+                .take_while(move |member| member.kind() == first.kind() && member.frontend() == Some(key))
+        })
+    }
+
     /// The smallest capacity ever asked for: ipset's own default.
     pub const MIN_CAPACITY: u32 = 65_536;
 
@@ -322,6 +375,28 @@ mod tests {
         assert!(set.has(member(80, 7)) && !set.has(member(82, 2)));
         set.remove(member(80, u32::MAX));
         assert!(set.members.iter().eq(&[member(81, 1)]));
+    }
+
+    #[test]
+    fn the_members_of_a_frontend_are_found_in_every_layout() {
+        let member = |host, port| {
+            let address = IpAddr::from([192, 0, 2, host]);
+            [
+                Member::Ip(address),
+                Member::IpPort(address, Protocol::Tcp, port),
+                Member::IpPortIp(address, Protocol::Tcp, port, address),
+                Member::IpPortNet(address, Protocol::Tcp, port, "0.0.0.0/1".parse().unwrap()),
+                Member::IpPortNet(address, Protocol::Tcp, port, "203.0.113.0/24".parse().unwrap()),
+                Member::IpPortNet(address, Protocol::Udp, port, "203.0.113.0/24".parse().unwrap()),
+                Member::IpPortMark(address, Protocol::Tcp, port, NonZeroU32::new(7).unwrap()),
+            ]
+        };
+        let members = [(1, 80), (2, 79), (2, 80), (2, 81), (3, 80)].into_iter().flat_map(|(host, port)| member(host, port));
+        let set = SetState { capacity: 0, members: members.collect() };
+        let of_frontend: Vec<_> = set.of_frontend(&VirtualServerKey::address([192, 0, 2, 2].into(), Protocol::Tcp, 80)).collect();
+        let [_, by_port, _, one, other, _, marked] = member(2, 80);
+        assert_eq!(of_frontend, [by_port, one, other, marked]);
+        assert_eq!(set.of_frontend(&VirtualServerKey::address([192, 0, 2, 9].into(), Protocol::Tcp, 80)).count(), 0);
     }
 
     #[test]

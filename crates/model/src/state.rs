@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::{Family, Member, Rules, Set, SetState, Vip, VirtualServer, VirtualServerKey};
+use crate::{Family, Member, Role, Rules, Set, SetState, Vip, VirtualServer, VirtualServerKey};
 
 /// What a node holds, desired or observed, in full or restricted to a [`Scope`].
 ///
@@ -26,6 +26,17 @@ impl State {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty() && self.sets.is_empty() && self.virtual_servers.is_empty() && self.vips.is_empty()
+    }
+
+    /// Lists virtual servers by address among the node port frontends, as if they had been made by us.
+    pub fn own(&mut self, keys: impl IntoIterator<Item = VirtualServerKey>) {
+        for key in keys {
+            if let VirtualServerKey::Address { address, port, protocol } = key {
+                let set = self.sets.entry(Set::new(Role::NodePort, key.family()));
+                let set = set.or_insert_with(|| SetState { capacity: SetState::MIN_CAPACITY, members: BTreeSet::new() });
+                set.members.insert(Member::IpPort(address, protocol, port));
+            }
+        }
     }
 
     /// The part of this state that `scope` is about, at a cost that follows the scope and not the state.

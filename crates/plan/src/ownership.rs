@@ -18,13 +18,19 @@ pub enum Ownership<'a> {
         /// Networks in which no virtual server is ever removed, whoever made it.
         excluded: &'a [IpNetwork],
     },
+    /// The observed state is a whole node's, and nothing else than what our sets list is to go: not even a virtual server of another
+    /// tool on one of our VIPs.
+    Listed {
+        /// Networks in which no virtual server is ever removed, whoever made it.
+        excluded: &'a [IpNetwork],
+    },
 }
 
 impl Ownership<'_> {
     /// Whether the virtual server `key`, which `observed` holds and `desired` does not, may be removed.
     #[must_use]
     pub fn covers(&self, key: &VirtualServerKey, desired: &State, observed: &State) -> bool {
-        let Self::Node { excluded } = self else { return true };
+        let (Self::Node { excluded } | Self::Listed { excluded }) = self else { return true };
         let is_excluded = |address| excluded.iter().any(|network| network.contains(address));
         let (address, port, protocol) = match *key {
             VirtualServerKey::Address { address, port, protocol } => (address, port, protocol),
@@ -45,6 +51,6 @@ impl Ownership<'_> {
             .any(|set| set.members.contains(&frontend));
         let bound =
             |state: &State| [Via::Route, Via::Address].into_iter().any(|via| state.vips.contains_key(&Vip::new(address, via)));
-        listed || (bound(observed) && !bound(desired))
+        listed || (matches!(self, Self::Node { .. }) && bound(observed) && !bound(desired))
     }
 }

@@ -236,6 +236,25 @@ proptest! {
         }
     }
 
+    /// Towards nothing, as clean-up goes.
+    #[test]
+    fn k1_what_no_set_lists_is_in_no_step_not_even_on_a_vip(observed in observed()) {
+        let listed = Ownership::Listed { excluded: &[] };
+        let is_listed = |key: &VirtualServerKey| observed.sets.values().flat_map(|set| &set.members).any(|member| match (member, key) {
+            (Member::IpPortMark(_, _, _, of), VirtualServerKey::Mark { family, mark }) => of == mark && observed
+                .sets.get(&Set::new(Role::InCluster, *family)).is_some_and(|set| set.members.contains(member)),
+            _ => member.frontend() == Some(*key),
+        });
+        let reached = apply(&plan(&State::default(), &observed, &listed), &observed);
+        let foreign = observed.virtual_servers.iter().filter(|(key, _)| !is_listed(key));
+        prop_assert!(foreign.clone().all(|(key, server)| reached.virtual_servers.get(key) == Some(server)));
+        // A frontend of a role that does not make one ours may stay, and nothing else.
+        prop_assert!(reached.vips.is_empty() && reached.sets.is_empty() && reached.rules.is_empty());
+        prop_assert_eq!(&apply(&plan(&State::default(), &reached, &listed), &reached), &reached);
+        let bound: Vec<_> = foreign.filter(|(key, _)| NODE.covers(key, &State::default(), &observed)).collect();
+        prop_assert!(bound.iter().all(|(key, _)| !listed.covers(key, &State::default(), &observed)));
+    }
+
     #[test]
     fn every_prefix_keeps_live_servers_and_binds_no_vip_early(desired in desired(), observed in observed()) {
         let mut state = observed.clone();

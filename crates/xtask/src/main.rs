@@ -56,9 +56,9 @@ enum Command {
         /// Run only this tier (may be given several times)
         #[arg(long = "tier", value_enum)]
         tiers: Vec<Tier>,
-        /// Run only the guest and host tests whose name contains this
+        /// Run only the guest and host tests whose name contains this (may be given several times)
         #[arg(long)]
-        filter: Option<String>,
+        filter: Vec<String>,
     },
     /// Run a file of conformance cases in the guest, one line a case and a summary; exits with 0 only if none disagrees
     Conformance(conformance::Arguments),
@@ -107,7 +107,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo { shell: _, host: true, .. } => demo::on_host(),
         Command::Demo { shell, host: false, kernel } => demo::in_guest(&kernel, shell),
-        Command::Test { tiers, filter } => tiers::run(&tiers, filter.as_deref()),
+        Command::Test { tiers, filter } => tiers::run(&tiers, &filter),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Apiserver { arguments } => {

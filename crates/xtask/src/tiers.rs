@@ -60,7 +60,7 @@ impl Tier {
         }
     }
 
-    fn run(self, filter: Option<&str>) -> Result<Counts> {
+    fn run(self, filter: &[String]) -> Result<Counts> {
         match self {
             Self::Fmt => check(&["fmt", "--all", "--check"]),
             Self::Clippy => check(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
@@ -132,7 +132,7 @@ impl fmt::Display for Counts {
 }
 
 /// Runs the tiers, all of them when none is named, and prints the summary.
-pub(crate) fn run(tiers: &[Tier], filter: Option<&str>) -> Result<ExitCode> {
+pub(crate) fn run(tiers: &[Tier], filter: &[String]) -> Result<ExitCode> {
     let tiers = if tiers.is_empty() { Tier::value_variants() } else { tiers };
     prepare(tiers)?;
     let mut lines = Vec::new();
@@ -192,7 +192,7 @@ fn unit() -> Result<Counts> {
     counted(build::cargo(&["test", "--workspace", "--no-fail-fast"]))
 }
 
-fn on_host(filter: Option<&str>) -> Result<Counts> {
+fn on_host(filter: &[String]) -> Result<Counts> {
     let mut total = Counts::default();
     for package in build::packages_with_test("host")? {
         let TestProgram { package, executable, package_dir } = build::test_program(&package, "host")?;
@@ -212,7 +212,7 @@ fn on_host(filter: Option<&str>) -> Result<Counts> {
     Ok(total)
 }
 
-fn in_guest(wanted: &Wanted, filter: Option<&str>, without: &[&str]) -> Result<Counts> {
+fn in_guest(wanted: &Wanted, filter: &[String], without: &[&str]) -> Result<Counts> {
     build::binaries()?;
     let packages = build::packages_with_test("guest")?;
     if packages.is_empty() {
@@ -230,7 +230,8 @@ fn in_guest(wanted: &Wanted, filter: Option<&str>, without: &[&str]) -> Result<C
     let mut run = |program: &TestProgram, name: String, options: &[&str]| -> Result<()> {
         guest.program(&program.executable, &name)?;
         let mut command = vec![name, "--test-threads".to_owned(), GUEST_THREADS.to_owned()];
-        command.extend(options.iter().copied().chain(filter).map(str::to_owned));
+        command.extend(options.iter().map(|option| (*option).to_owned()));
+        command.extend_from_slice(filter);
         command.extend(without.iter().flat_map(|name| ["--skip", name]).map(str::to_owned));
         script.push_str(&guest::script(&command));
         script.push_str(" || result=$?\n");
@@ -242,7 +243,7 @@ fn in_guest(wanted: &Wanted, filter: Option<&str>, without: &[&str]) -> Result<C
     // Those of the agent's own tests that need a kernel with IPVS, and so are left out elsewhere.
     run(&build::unit_tests("kube-ipvs")?, "guest-unit-tests-kube-ipvs".to_owned(), &["--ignored"])?;
     // Cases have no names that a filter of tests would know.
-    if filter.is_none() && *wanted == Wanted::Base {
+    if filter.is_empty() && *wanted == Wanted::Base {
         script.push_str(&guest::script(&conformance::in_need_of_a_kernel(&mut guest)?));
         script.push_str(" || result=$?\n");
     }

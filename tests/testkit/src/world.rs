@@ -53,6 +53,8 @@ const DIAGNOSES: &[&[&str]] = &[
     &["ip", "-br", "address"],
     &["ip", "neighbour"],
     &["conntrack", "-L"],
+    &["iptables-nft-save"],
+    &["iptables-legacy-save"],
 ];
 
 /// Addresses appear at once and pods can be called at once: no duplicate address detection, whose seconds of waiting serve nothing here.

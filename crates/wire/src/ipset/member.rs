@@ -263,6 +263,18 @@ pub fn parse_member(data: &[u8]) -> Result<Decoded<Member>, Malformed> {
     })
 }
 
+/// Reads a member of a set of ports (`bitmap:port`), as [`parse_member`] does those of other sets.
+///
+/// # Errors
+/// When it is malformed or has no port.
+pub(super) fn parse_port(data: &[u8]) -> Result<u16, Malformed> {
+    let port = match Parts::read(data)? {
+        Decoded::Known(parts) => parts.port,
+        Decoded::Foreign(_) => None,
+    };
+    required(port, OWNER, "a port")
+}
+
 /// The attributes of a member that mean something here.
 #[derive(Default)]
 struct Parts {

@@ -2,7 +2,7 @@
 
 use model::{Family, Member, SetKind};
 
-use super::member::parse_member;
+use super::member::{parse_member, parse_port};
 use super::{
     IPSET_ATTR_ADT, IPSET_ATTR_DATA, IPSET_ATTR_FAMILY, IPSET_ATTR_FLAGS, IPSET_ATTR_REVISION, IPSET_ATTR_SETNAME,
     IPSET_ATTR_SETNAME2, IPSET_ATTR_TYPENAME, IPSET_CMD_CREATE, IPSET_CMD_DESTROY, IPSET_CMD_FLUSH, IPSET_CMD_LIST, IPSET_CMD_SWAP,
@@ -135,6 +135,14 @@ pub struct SetPart<'a> {
 }
 
 impl<'a> SetPart<'a> {
+    /// The same members, if they are ports and nothing else (`bitmap:port`). Others are an error.
+    pub fn ports(&self) -> impl Iterator<Item = Result<u16, Malformed>> + use<'a> {
+        let entries = self.members.map_or(Attributes::new(&[], OWNER), |members| members.nested("the members of a set"));
+        entries
+            .filter(|entry| entry.as_ref().map_or(true, |entry| entry.kind == IPSET_ATTR_DATA))
+            .map(|entry| entry.and_then(|entry| parse_port(entry.value)))
+    }
+
     /// The members in this message. After the first malformed one there may be more, but the set is not known in full any more.
     pub fn members(&self) -> impl Iterator<Item = Result<Decoded<Member>, Malformed>> + use<'a> {
         let entries = self.members.map_or(Attributes::new(&[], OWNER), |members| members.nested("the members of a set"));

@@ -135,6 +135,18 @@ pub fn get_main_routes(batch: &mut Batch, seq: u32, family: Family) -> Result<()
     })
 }
 
+/// Asks for the routes of a family that lead out of `link`, in all tables. The kernel looks at `link` only when the socket has
+/// `NETLINK_GET_STRICT_CHK` (Linux 4.20) set, so whoever reads the answer must look as well.
+///
+/// # Errors
+/// When the message cannot be said in netlink.
+pub fn get_routes_of_link(batch: &mut Batch, seq: u32, family: Family, link: u32) -> Result<(), Malformed> {
+    batch.message(RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, seq, |message| {
+        Header { family, prefix: 0, table: 0, protocol: 0, scope: 0, kind: 0 }.write(message);
+        message.u32(RTA_OIF, link);
+    })
+}
+
 /// Asks how the node would reach `address`. The answer's [`Route::source`] is the address it would speak from; `ENETUNREACH` when it
 /// would not.
 ///
@@ -186,7 +198,16 @@ pub struct Route {
     pub source: Option<IpAddr>,
 }
 
+/// `RTPROT_KERNEL`: routes that the kernel makes by itself, as for the addresses of a link.
+const BY_KERNEL: u8 = 2;
+
 impl Route {
+    /// Whether the kernel made it by itself, and takes it away by itself.
+    #[must_use]
+    pub const fn is_kernels(&self) -> bool {
+        self.protocol == BY_KERNEL
+    }
+
     /// This route as a local route of ours, if it is one: of our protocol, to one address, on a link, in table `local`.
     #[must_use]
     pub fn ours(&self) -> Option<LocalRoute> {
