@@ -1,6 +1,6 @@
 //! From kube-proxy in IPVS mode to this agent, and back, under traffic.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 
 use anyhow::ensure;
 use testkit::manifest::{EndpointSlice, Service};
@@ -213,7 +213,7 @@ fn slices(pods: &[&Pod]) -> String {
     Family::ALL.map(slice).concat()
 }
 
-fn connection(caller: &Netns, address: impl ToString, port: u16) -> Result<Process> {
+fn connection(caller: &Netns, address: impl Display, port: u16) -> Result<Process> {
     let mut process = caller.start(&["bash", "-c", CLIENT, &address.to_string(), &port.to_string()])?;
     process.wait_for("held", PATIENCE)?;
     Ok(process)
