@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::core::Collector;
 use prometheus::{
-    CounterVec, Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Counter, CounterVec, Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// The agent's metrics. Cloning shares them.
@@ -17,7 +17,8 @@ pub(crate) struct Metrics {
     pub(crate) no_local_endpoints: IntGaugeVec,
     syncs: IntCounterVec,
     sync_duration: Histogram,
-    phases: CounterVec,
+    /// By [`Phase`], in its order.
+    phases: [Counter; Phase::ALL.len()],
     last_success: Gauge,
     pub(crate) objects: IntGaugeVec,
     pub(crate) refused: IntGauge,
@@ -104,12 +105,9 @@ impl Metrics {
             ),
             &["phase"],
         )?;
-        for phase in Phase::ALL {
-            // A phase that has not been gone through yet took no time, and is there to be asked for.
-            phases.with_label_values(&[phase.label()]);
-        }
+        let phases = register(&registry, phases)?;
         Ok(Self {
-            phases: register(&registry, phases)?,
+            phases: Phase::ALL.map(|phase| phases.with_label_values(&[phase.label()])),
             no_local_endpoints: register(
                 &upstream,
                 IntGaugeVec::new(
@@ -230,7 +228,9 @@ impl Metrics {
 
     /// Notes that `phase` has taken so long.
     pub(crate) fn count_phase(&self, phase: Phase, duration: Duration) {
-        self.phases.with_label_values(&[phase.label()]).inc_by(duration.as_secs_f64());
+        for counter in Phase::ALL.iter().zip(&self.phases).filter(|(one, _)| **one == phase).map(|(_, counter)| counter) {
+            counter.inc_by(duration.as_secs_f64());
+        }
     }
 
     /// Notes whether the kernel has the scheduler called `name`. One that it has is nothing to show.

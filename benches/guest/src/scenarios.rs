@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use apiserver::Resource;
 use kernel::Kernel;
 use model::{Family, State};
@@ -30,6 +30,8 @@ const BURST: u32 = 1000;
 const AUDITS: u32 = 3;
 /// Until what the agent has to do after its first synchronisation is done.
 const SETTLING: Duration = Duration::from_secs(3);
+/// Between two single changes: each finds the agent at rest.
+const QUIET: Duration = Duration::from_millis(20);
 
 /// What the agent did, for the floor and the tools to do as well.
 struct Deeds {
@@ -39,7 +41,15 @@ struct Deeds {
     /// The steps of a burst, one an endpoint.
     burst: Vec<Step>,
     created: Vec<Step>,
-    deleted: Vec<Step>,
+    deleted: Deletion,
+}
+
+/// How a Service goes.
+struct Deletion {
+    /// Its real servers take no new connection any more.
+    refused: Vec<Step>,
+    /// When they have no connections left, all of it goes.
+    removed: Vec<Step>,
 }
 
 /// What the agent took.
@@ -148,6 +158,7 @@ fn changes(running: &mut Running<'_>) -> Result<Duration> {
     let more = cluster.endpoints + 1;
     let mut times = Vec::new();
     for number in sampled(cluster) {
+        thread::sleep(QUIET);
         double.apply(cluster.slice(number, more))?;
         agent.steps(1)?;
         times.push(since(double.last_sent()?, agent.last_success()?)?);
@@ -182,7 +193,7 @@ fn sampled(cluster: Cluster) -> impl Iterator<Item = u32> {
 }
 
 /// Services that come and go again.
-fn services(running: &mut Running<'_>, times: &mut Times) -> Result<(Vec<Step>, Vec<Step>)> {
+fn services(running: &mut Running<'_>, times: &mut Times) -> Result<(Vec<Step>, Deletion)> {
     let Running { cluster, double, agent, kernel, cold, figures } = running;
     let cluster = *cluster;
     // Alike in which of their endpoints are on the agent's node.
@@ -196,11 +207,17 @@ fn services(running: &mut Running<'_>, times: &mut Times) -> Result<(Vec<Step>, 
     thread::sleep(SETTLING);
     let held = kernel.observe()?;
     let created = steps(&held, cold);
+    agent.passes()?;
     remove(first)?;
     thread::sleep(SETTLING);
-    let deleted = steps(&kernel.observe()?, &held);
-    ensure!(!created.is_empty() && !deleted.is_empty(), "a Service that came and went changed nothing");
-    agent.passes()?;
+    let taken: Vec<_> = agent.passes()?.iter().map(|pass| pass.steps).filter(|steps| *steps > 0).collect();
+    let [refusing, removing] = taken[..] else { bail!("a Service went in {} passes and not in two: {taken:?}", taken.len()) };
+    let mut refused = held.clone();
+    for (_, server) in refused.virtual_servers.iter_mut().filter(|(key, _)| !cold.virtual_servers.contains_key(*key)) {
+        server.real_servers.values_mut().for_each(|real| real.weight = 0);
+    }
+    let deletion = Deletion { refused: steps(&refused, &held), removed: steps(&kernel.observe()?, &held) };
+    ensure!(!created.is_empty() && !deletion.removed.is_empty(), "a Service that came and went changed nothing");
 
     for number in numbers() {
         // Nobody asks for these endpoints yet.
@@ -209,12 +226,15 @@ fn services(running: &mut Running<'_>, times: &mut Times) -> Result<(Vec<Step>, 
     thread::sleep(SETTLING);
     let (mut coming, mut going) = (Vec::new(), Vec::new());
     for number in numbers() {
+        thread::sleep(QUIET);
         double.apply(cluster.service(number))?;
         agent.steps(u64::try_from(created.len())?)?;
         coming.push(since(double.last_sent()?, agent.last_success()?)?);
+        thread::sleep(QUIET);
         remove(number)?;
-        agent.steps(u64::try_from(deleted.len())?)?;
+        agent.steps(refusing)?;
         going.push(since(double.last_sent()?, agent.last_success()?)?);
+        agent.steps(removing)?;
     }
     // Once more, without a question in between, which would cost the agent something.
     let cpu = agent.cpu()?;
@@ -222,7 +242,7 @@ fn services(running: &mut Running<'_>, times: &mut Times) -> Result<(Vec<Step>, 
         double.apply(cluster.service(number))?;
         agent.steps(u64::try_from(created.len())?)?;
         remove(number)?;
-        agent.steps(u64::try_from(deleted.len())?)?;
+        agent.steps(refusing + removing)?;
     }
     let cpu = agent.cpu()? - cpu;
     for number in numbers() {
@@ -232,7 +252,7 @@ fn services(running: &mut Running<'_>, times: &mut Times) -> Result<(Vec<Step>, 
     (times.created, times.deleted) = (median(&mut coming)?, median(&mut going)?);
     ensure_equal(cold, &kernel.observe()?)?;
     figures.number("one Service created", "steps", "", f64::from(u32::try_from(created.len())?), Goal::None)?;
-    Ok((created, deleted))
+    Ok((created, deletion))
 }
 
 /// Many endpoints that come at once.
@@ -312,9 +332,11 @@ fn compare(deeds: &Deeds, figures: &Figures, times: &Times) -> Result<()> {
         let mut change = singly.map(|step| floor.prepare([step]).and_then(|one| floor.send(&one))).collect::<Result<Vec<_>>>()?;
         let (mut created, mut deleted) = (Vec::new(), Vec::new());
         for _ in 0..SAMPLES {
-            let (create, delete) = (floor.prepare(&deeds.created)?, floor.prepare(&deeds.deleted)?);
+            let (create, refuse) = (floor.prepare(&deeds.created)?, floor.prepare(&deeds.deleted.refused)?);
+            let remove = floor.prepare(&deeds.deleted.removed)?;
             created.push(floor.send(&create)?);
-            deleted.push(floor.send(&delete)?);
+            deleted.push(floor.send(&refuse)?);
+            floor.send(&remove)?;
         }
         Ok((median(&mut change)?, median(&mut created)?, median(&mut deleted)?))
     })?;
