@@ -48,6 +48,9 @@ const NAMED_STEPS: usize = 3;
 /// How long nf_tables may take to let go of sets, on a busy node, after the rules that asked them were removed.
 const LET_GO: Duration = Duration::from_secs(10);
 
+/// Of so many audits one compares all that is desired with all that there is.
+const WHOLE_AUDITS: u64 = 10;
+
 /// What shapes the reconciler's work.
 pub(crate) struct Settings {
     pub(crate) config: Config,
@@ -89,6 +92,7 @@ pub(crate) fn spawn(kernel: Kernel, settings: Settings, mailbox: Mailbox, news: 
         rules: BTreeMap::new(),
         observed: None,
         observed_at: Instant::now(),
+        audits: 0,
         gathering_until: None,
         prepared: false,
         complete: false,
@@ -123,6 +127,8 @@ struct Reconciler {
     observed: Option<State>,
     /// When that was observed as a whole; what has been done since is taken into account.
     observed_at: Instant,
+    /// How many audits there have been.
+    audits: u64,
     /// Until when changes are gathered.
     gathering_until: Option<Instant>,
     /// Whether sets and packet rules have been made ready for the first virtual server.
@@ -498,9 +504,36 @@ impl Reconciler {
         self.stale_flows.try_again();
         if self.complete {
             self.keep_sysctls();
-            self.pass(Pass::Audit);
+            self.compare();
         } else {
             self.next_audit = Instant::now() + self.settings.audit_period;
+        }
+    }
+
+    /// Compares the kernel with what is remembered of it. Where both are the same there is nothing to repair: what is remembered has been brought
+    /// in line with what is desired by every change. Now and then the whole is compared all the same, lest a mistake of ours stays.
+    fn compare(&mut self) {
+        let begun = Instant::now();
+        self.audits += 1;
+        let trusted = !self.audits.is_multiple_of(WHOLE_AUDITS) && self.refused.is_empty() && self.schedulers.lacks_none();
+        let Some(mut observed) = self.observed.take_if(|_| trusted) else { return self.pass(Pass::Audit) };
+        let differing = self.kernel.differing(&observed).and_then(|differing| {
+            differing.iter().try_for_each(|part| self.kernel.observe_part(*part, &mut observed))?;
+            Ok(differing)
+        });
+        self.metrics.count_phase(Phase::Observe, begun.elapsed());
+        match differing {
+            Ok(differing) if differing.is_empty() => {
+                self.next_audit = begun + self.settings.audit_period;
+                self.observed = Some(observed);
+                self.keep_timeouts(Pass::Audit);
+                self.apply(&Plan::default(), Pass::Audit, begun);
+            }
+            Ok(_) => self.pass_over(Pass::Audit, observed, begun),
+            Err(error) => {
+                self.next_audit = begun + self.settings.audit_period;
+                self.failed(Pass::Audit, begun, &error);
+            }
         }
     }
 

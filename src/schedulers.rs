@@ -76,6 +76,11 @@ impl Schedulers {
         }
     }
 
+    /// Whether the kernel has all that were asked for.
+    pub(crate) fn lacks_none(&self) -> bool {
+        self.known.values().all(|offered| *offered)
+    }
+
     fn ask(&mut self, scheduler: Scheduler, offers: &mut impl FnMut(Scheduler) -> Result<bool, kernel::Error>) {
         if self.known.contains_key(&scheduler) {
             return;

@@ -22,7 +22,11 @@ impl ServiceName {
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
         let namespace = if namespace.is_empty() { "default" } else { namespace };
-        Self(format!("{namespace}/{name}").into())
+        let mut text = String::with_capacity(namespace.len() + 1 + name.len());
+        text.push_str(namespace);
+        text.push('/');
+        text.push_str(name);
+        Self(text.into())
     }
 
     /// The namespace.
@@ -54,7 +58,9 @@ impl ServiceName {
                 "is missing; give the object a name, without one it is ignored",
             ));
         }
-        let is_fit = |name: &str| name.len() <= MAX && !name.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control());
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+        let is_clear = |name: &str| !name.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control());
+        let is_fit = |name: &str| name.len() <= MAX && (name.bytes().all(is_plain) || is_clear(name));
         if !is_fit(name) || !is_fit(namespace) {
             return Err(Problem::new(
                 Reason::InvalidField,

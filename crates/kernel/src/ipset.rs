@@ -9,6 +9,7 @@ use plan::Step;
 use wire::Batch;
 use wire::ipset::{AdtList, Ipset as Codec, ListScope, get_protocol, parse_protocol, parse_set, parse_type};
 
+use crate::observe::Compared;
 use crate::pipeline::Pipeline;
 use crate::socket::{Refusal, Socket};
 use crate::{Error, Report};
@@ -129,6 +130,46 @@ impl Ipset {
             Err(error) if error.is_gone() => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the sets that are ours are exactly `sets`; those of other families than `families` are not looked at.
+    pub fn holds(&mut self, sets: &BTreeMap<Set, SetState>, families: &BTreeSet<Family>) -> Result<bool, Error> {
+        for set in families.iter().flat_map(|family| Set::of_family(*family)) {
+            if !self.holds_set(set, sets.get(&set))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn holds_set(&mut self, set: Set, state: Option<&SetState>) -> Result<bool, Error> {
+        let codec = self.codec;
+        let found = self.socket.dump(
+            "listing a set",
+            |batch, seq| codec.list(batch, seq, set.name(), ListScope::Members),
+            |found: &mut Compared, _, payload| {
+                let part = parse_set(payload)?;
+                let Some(state) = state else { return Ok(()) };
+                if let Some(header) = &part.header {
+                    // One that is laid out differently is for an observation to complain about.
+                    let same = header.kind() == Some(set.kind()) && header.family == Some(set.family);
+                    if !same || header.maxelem != Some(state.capacity) {
+                        found.add(false);
+                    }
+                }
+                for member in part.members() {
+                    if let Some(member) = member?.known().filter(|member| member.kind() == set.kind()) {
+                        found.add(state.members.contains(&member));
+                    }
+                }
+                Ok(())
+            },
+        );
+        Ok(match (absent_or(found)?, state) {
+            (Some(found), Some(state)) => found.are_exactly(state.members.len()),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        })
     }
 
     /// Whether any of these members is not in its set, or a set is not there.

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use model::{
-    Family, Protocol, RealServer, RealServerCounters, RealServerKey, Scheduler, TrafficCounters, VirtualServer,
+    Family, Protocol, RealServer, RealServerCounters, RealServerKey, RealServers, Scheduler, TrafficCounters, VirtualServer,
     VirtualServerConfig, VirtualServerKey,
 };
 use neli::consts::socket::NlFamily;
@@ -15,6 +15,7 @@ use wire::ipvs::{Dest, FAMILY, Ipvs as Codec, Service, Timeouts, parse_dest, par
 use wire::{Malformed, genl};
 
 use crate::apply::step_at;
+use crate::observe::Compared;
 use crate::pipeline::{Outcome, Pipeline};
 use crate::socket::{Refusal, Socket};
 use crate::{Error, Report};
@@ -109,6 +110,36 @@ impl Ipvs {
             pipeline.push((), |batch, seq| codec.get_service(batch, seq, key));
         }
         pipeline.finish().lacks_any(Error::is_gone)
+    }
+
+    /// Whether the table is exactly `virtual_servers`.
+    pub(crate) fn holds(&mut self, virtual_servers: &BTreeMap<VirtualServerKey, VirtualServer>) -> Result<bool, Error> {
+        let held = self.services(|service| Ok((service.key, service.config)))?;
+        if held.len() != virtual_servers.len() {
+            return Ok(false);
+        }
+        for (key, config) in held {
+            let Some(server) = virtual_servers.get(&key).filter(|server| server.config == config) else { return Ok(false) };
+            if !self.holds_dests(&key, &server.real_servers)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn holds_dests(&mut self, service: &VirtualServerKey, real_servers: &RealServers) -> Result<bool, Error> {
+        let codec = self.codec;
+        let found = self.dests.dump(
+            "listing real servers",
+            |batch, seq| codec.get_dests(batch, seq, service),
+            |found: &mut Compared, _, payload| {
+                if let Some(dest) = parse_dest(payload, service.family())?.known() {
+                    found.add(real_servers.get(&dest.key) == Some(&dest.server));
+                }
+                Ok(())
+            },
+        )?;
+        Ok(found.are_exactly(real_servers.len()))
     }
 
     /// The whole table with its counters.

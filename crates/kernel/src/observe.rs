@@ -19,6 +19,29 @@ pub enum Part {
     Rules,
 }
 
+/// Listed objects, as they are compared with those that are remembered.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Compared {
+    alike: usize,
+    others: bool,
+}
+
+impl Compared {
+    /// Takes in one, which is as it is remembered or not.
+    pub(crate) fn add(&mut self, alike: bool) {
+        if alike {
+            self.alike += 1;
+        } else {
+            self.others = true;
+        }
+    }
+
+    /// Whether they are just those that are remembered, which are so many.
+    pub(crate) const fn are_exactly(self, remembered: usize) -> bool {
+        !self.others && self.alike == remembered
+    }
+}
+
 impl Part {
     /// All parts.
     pub const ALL: [Self; 4] = [Self::Sets, Self::VirtualServers, Self::Vips, Self::Rules];
@@ -45,6 +68,34 @@ impl Kernel {
             }
         }
         Ok(())
+    }
+
+    /// The parts in which the kernel holds something else than `state` says. It costs little beside the kernel's own work, because nothing is
+    /// made of what is read: to build a second state and to compare the two takes half as much again.
+    ///
+    /// # Errors
+    /// When a part cannot be read in full; then nothing is known to differ.
+    pub fn differing(&mut self, state: &State) -> Result<BTreeSet<Part>, Error> {
+        let mut differing = BTreeSet::new();
+        for part in Part::ALL {
+            if !self.holds(part, state)? {
+                differing.insert(part);
+            }
+        }
+        Ok(differing)
+    }
+
+    fn holds(&mut self, part: Part, state: &State) -> Result<bool, Error> {
+        match part {
+            Part::Sets => self.ipset.holds(&state.sets, &self.families),
+            Part::VirtualServers => self.ipvs.holds(&state.virtual_servers),
+            Part::Vips => Ok(self.vips.observe(&self.families)? == state.vips),
+            Part::Rules => {
+                let mut observed = State::default();
+                self.observe_part(part, &mut observed)?;
+                Ok(observed.rules == state.rules)
+            }
+        }
     }
 
     /// The parts of which something is missing that `sample` names: its virtual servers and set members are asked for one by one, which

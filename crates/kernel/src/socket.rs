@@ -14,6 +14,9 @@ use crate::Error;
 /// The kernel's own limit on a part of a dump is 32 KiB; a socket that has asked for less gets less. So this is never too small.
 const DUMP_BUFFER: usize = 64 * 1024;
 
+/// More than a request takes that is no batch.
+const REQUEST: usize = 256;
+
 /// How often a dump that did not come in full is begun again before it counts as failed.
 const DUMP_ATTEMPTS: usize = 8;
 
@@ -246,8 +249,8 @@ impl Socket {
         write: impl Fn(&mut Batch, u32) -> Result<(), Malformed>,
         mut read: impl FnMut(&mut T, &Message<'_>, &[u8]) -> Result<(), Malformed>,
     ) -> Result<T, Error> {
-        let mut batch = Batch::default();
-        let mut error = Error::interrupted(context);
+        let mut batch = Batch::with_capacity(REQUEST);
+        let mut error = None;
         for _ in 0..DUMP_ATTEMPTS {
             let seq = self.next_seq();
             batch.clear();
@@ -257,18 +260,18 @@ impl Socket {
             let parts = parts.and_then(|()| self.parts(context, seq, |message, payload| read(&mut objects, message, payload)));
             match parts.and_then(|complete| self.ensure_over(seq..=seq).map(|()| complete)) {
                 Ok(true) => return Ok(objects),
-                Ok(false) => error = Error::interrupted(context),
+                Ok(false) => error = None,
                 Err(failed) => {
                     // An unfinished dump would make the socket refuse the next one with EBUSY.
                     self.drain();
                     if !failed.may_pass() {
                         return Err(failed);
                     }
-                    error = failed;
+                    error = Some(failed);
                 }
             }
         }
-        Err(error)
+        Err(error.unwrap_or_else(|| Error::interrupted(context)))
     }
 
     /// Reads a dump to its end. Whether it is complete; `false` when changes interrupted it.

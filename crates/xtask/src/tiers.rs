@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::build::{self, TestProgram};
-use crate::conformance;
 use crate::guest::{self, Guest};
 use crate::host;
 use crate::kernel::Wanted;
+use crate::{bench, conformance};
 
 /// All guest tests of one boot together take a few minutes when emulated.
 const GUEST_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -46,6 +46,8 @@ pub(crate) enum Tier {
     Guest,
     /// Those of them that are about the kernel in a guest with the newest one
     GuestNewest,
+    /// What the agent costs at 1,000 Services is not more than a tenth above benches/baseline.json
+    Bench,
 }
 
 impl Tier {
@@ -57,6 +59,7 @@ impl Tier {
             Self::Host => "host",
             Self::Guest => "guest",
             Self::GuestNewest => "guest-newest",
+            Self::Bench => "bench",
         }
     }
 
@@ -68,6 +71,7 @@ impl Tier {
             Self::Host => on_host(filter),
             Self::Guest => in_guest(&Wanted::Base, filter, &[]),
             Self::GuestNewest => in_guest(&Wanted::Newest, filter, &ON_ONE_KERNEL),
+            Self::Bench => bench::gate().map(Counts::of_one),
         }
     }
 }
@@ -81,6 +85,11 @@ struct Counts {
 }
 
 impl Counts {
+    /// Of a tier that is one check.
+    fn of_one(passed: bool) -> Self {
+        Self { passed: u64::from(passed), failed: u64::from(!passed), ignored: 0 }
+    }
+
     /// Adds up the result lines of libtest: `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
     fn take_in(&mut self, line: &str) {
         if let Some(counts) = line.strip_prefix("conformance: ") {
@@ -165,7 +174,7 @@ fn prepare(tiers: &[Tier]) -> Result<()> {
             Tier::Clippy => component("clippy", "clippy")?,
             Tier::Unit => {}
             Tier::Host => host::prepare(host::HOST_TOOLS)?,
-            Tier::Guest | Tier::GuestNewest => host::prepare(host::GUEST_TOOLS)?,
+            Tier::Guest | Tier::GuestNewest | Tier::Bench => host::prepare(host::GUEST_TOOLS)?,
         }
     }
     Ok(())
@@ -185,7 +194,7 @@ fn component(subcommand: &str, name: &str) -> Result<()> {
 /// A tier of one check: cargo's exit code.
 fn check(arguments: &[&str]) -> Result<Counts> {
     let status = build::cargo(arguments).status().context("cannot run cargo")?;
-    Ok(Counts { passed: u64::from(status.success()), failed: u64::from(!status.success()), ignored: 0 })
+    Ok(Counts::of_one(status.success()))
 }
 
 fn unit() -> Result<Counts> {
