@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use desired::object::EndpointSlice;
 use desired::{Config, Index, InterfaceAddress, Ledger, ServiceName};
+use k8s_openapi::api::discovery::v1;
 use model::{Family, Protocol, Scope, State, VirtualServerKey};
 use plan::{Ownership, plan};
 use serde_json::{from_value, json};
@@ -86,6 +87,21 @@ fn settle(index: &mut Index, ledger: &mut Ledger) -> Scope {
         scope.extend(ledger.set(&name, index.fragment(&name)));
     }
     scope
+}
+
+/// Recorded EndpointSlices from the API server's JSON: what the agent reads of them, and all that is in them.
+fn decode(criterion: &mut Criterion) {
+    let list: serde_json::Value = serde_json::from_str(include_str!("../tests/recorded/endpointslices.json")).unwrap();
+    let texts: Vec<_> = list.get("items").unwrap().as_array().unwrap().iter().map(ToString::to_string).collect();
+    assert!(texts.len() > 10);
+    let mut group = criterion.benchmark_group("json");
+    group.throughput(Throughput::Bytes(texts.iter().map(|text| u64::try_from(text.len()).unwrap()).sum()));
+    group.bench_function("read", |bencher| {
+        bencher.iter(|| texts.iter().for_each(|text| drop(black_box(serde_json::from_str::<EndpointSlice>(text).unwrap()))));
+    });
+    group.bench_function("whole", |bencher| {
+        bencher.iter(|| texts.iter().for_each(|text| drop(black_box(serde_json::from_str::<v1::EndpointSlice>(text).unwrap()))));
+    });
 }
 
 fn fragment(criterion: &mut Criterion) {
@@ -214,5 +230,5 @@ fn payloads(batch: &Batch) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-criterion_group!(benches, fragment, complete, change, plans, codec);
+criterion_group!(benches, decode, fragment, complete, change, plans, codec);
 criterion_main!(benches);
