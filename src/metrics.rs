@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, CounterVec, Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 /// The agent's metrics. Cloning shares them.
@@ -27,6 +27,7 @@ pub(crate) struct Metrics {
     pub(crate) repairs: IntCounterVec,
     pub(crate) trouble: IntCounterVec,
     pub(crate) source_synced: IntGaugeVec,
+    staleness: GaugeVec,
     lacking_schedulers: IntGaugeVec,
     flushes: IntCounterVec,
     stale_flows: IntCounter,
@@ -191,6 +192,17 @@ impl Metrics {
                     &["kind"],
                 )?,
             )?,
+            staleness: register(
+                &registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "source_staleness_seconds",
+                        "Time since a kind of object was last known to be as the API server has it, by kind: since the last change, bookmark, \
+                         complete list or orderly end of its watch.",
+                    ),
+                    &["kind"],
+                )?,
+            )?,
             lacking_schedulers: register(
                 &registry,
                 IntGaugeVec::new(
@@ -253,6 +265,11 @@ impl Metrics {
     pub(crate) fn count_complete(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.last_success.set(now.as_secs_f64());
+    }
+
+    /// Notes for how long nothing has been heard of a kind of object.
+    pub(crate) fn note_staleness(&self, kind: &str, age: Duration) {
+        self.staleness.with_label_values(&[kind]).set(age.as_secs_f64());
     }
 
     /// The exposition text, in version 0.0.4 of the format.

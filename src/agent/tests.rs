@@ -4,6 +4,7 @@ use super::*;
 use crate::captured::Log;
 use crate::events::tests::{client, hasty};
 use crate::events::{self, Writer};
+use crate::freshness::Freshness;
 use crate::source::api::{ApiSource, Tuning};
 use apiserver::{ApiServer, Json, Options, Resource, Verb};
 use desired::ServiceName;
@@ -35,7 +36,7 @@ impl Running {
         let (_, lacking_schedulers) = watch::channel(BTreeSet::new());
         let mut sources = Sources { events, network: followed, sockets: Sockets::follow(LONG).unwrap(), lacking_schedulers };
         let backoff = (Duration::from_millis(20), Duration::from_millis(100));
-        let source = ApiSource::new(client, NODE.to_owned(), Tuning { backoff, ..Tuning::default() });
+        let source = ApiSource::new(client, NODE.to_owned(), Tuning { backoff, ..Tuning::default() }, Freshness::new());
         let tasks = vec![
             tokio::spawn(async move { source.run(sender).await }),
             tokio::spawn(Writer::run(writer)),
