@@ -70,6 +70,12 @@ pub(crate) struct Run {
     #[arg(long, default_value = "0s", value_name = "DURATION", value_parser = duration_or_never)]
     pub(crate) max_staleness: Duration,
 
+    /// A directory to save in what the API server has told, at most once a second. A start to which the API server does not answer within 5 s
+    /// adds to the kernel what is missing there of what was saved, and removes nothing until everything has been listed. Unless given, nothing
+    /// is saved
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["manifests", "once"])]
+    pub(crate) state_dir: Option<PathBuf>,
+
     /// Where to serve /healthz and /livez; empty for nowhere
     #[arg(long, default_value = "0.0.0.0:10256", value_name = "IP:PORT", value_parser = Bind::parse)]
     pub(crate) healthz_bind_address: Bind,

@@ -32,6 +32,7 @@ mod register;
 mod relay;
 mod removals;
 mod run;
+mod saved;
 mod schedulers;
 mod source;
 mod stale_flows;

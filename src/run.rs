@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{LocalSet, spawn_local};
 use tracing::{debug, info, warn};
 
-use crate::agent::{Agent, Servers, Sources};
+use crate::agent::{Agent, Memory, PATIENCE, Servers, Sources};
 use crate::cleanup::KubeProxy;
 use crate::cli::{
     Bind, DetectLocalMode, KubeProxyLeftovers, NodePortAddress, Occupied, Proxy, Run, VipBinding, VipPing, WatchNodes,
@@ -38,6 +38,7 @@ use crate::probes::Probes;
 use crate::reconciler::{self, Running, Settings};
 use crate::register::Register;
 use crate::relay::Relays;
+use crate::saved::Keeper;
 use crate::source::Event;
 use crate::source::api::{ApiSource, Tuning, connect};
 use crate::source::manifests::ManifestSource;
@@ -103,10 +104,14 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
     // A single synchronisation says what it has to say in its log, and does not wait for Events to be written.
     let (reports, writer) = client
         .filter(|_| !arguments.once)
-        .map(|client| events::channel(client, node_name, events::Tuning::default(), metrics.clone()))
+        .map(|client| events::channel(client, node_name.clone(), events::Tuning::default(), metrics.clone()))
         .unzip();
     let register = Register::new(metrics.clone(), reports);
-    let agent = Agent::new(config, RuleOptions { random_fully }, mailbox.clone(), register, news, metrics.clone(), servers);
+    let mut agent = Agent::new(config, RuleOptions { random_fully }, mailbox.clone(), register, news, metrics.clone(), servers);
+    if let (Some(path), Some(freshness)) = (&arguments.state_dir, &freshness) {
+        let (keeper, kept) = Keeper::open(path, selection(arguments, &node_name), metrics.clone())?;
+        agent = agent.remembering(Memory { keeper, kept, freshness: freshness.clone(), patience: PATIENCE });
+    }
     let outcome = tasks.block_on(&runtime, async {
         writer.map(|writer| spawn_local(writer.run()));
         let probes = Probes { health: health.clone(), freshness, max_staleness: arguments.max_staleness };
@@ -156,6 +161,12 @@ async fn source(arguments: &Run, node_name: &str, events: mpsc::Sender<Event>) -
     };
     let source = ApiSource::new(client.clone(), node_name.to_owned(), tuning, freshness.clone());
     Ok(Followed { source: Box::pin(async move { source.run(events).await }), client: Some(client), freshness: Some(freshness) })
+}
+
+/// Which objects are saved: those that this agent asks for.
+fn selection(arguments: &Run, node_name: &str) -> String {
+    let proxy = &arguments.proxy;
+    json!({"node": node_name, "allNodes": proxy.watch_nodes == WatchNodes::All, "proxy": proxy.service_proxy_name}).to_string()
 }
 
 /// Starts the HTTP servers. A single synchronisation needs none.

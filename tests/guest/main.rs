@@ -13,6 +13,7 @@ mod events;
 mod foreign;
 mod handover;
 mod matrix;
+mod outage;
 mod policies;
 mod random;
 mod repair;
