@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Run(Box<Run>),
     /// Print the kernel's IPVS table, with the Service behind each virtual server
     Status(Status),
+    /// Load kernel modules and set sysctls, which `run` can do without where this has been done: the one part that takes a privileged container
+    Init,
     /// Remove what an agent has put on this node, and nothing else
     Cleanup(Cleanup),
 }

@@ -9,7 +9,7 @@ use desired::{
     Config, DetectLocal, InterfaceName, MarkBit, Masquerade, NodePortAddresses, OccupiedNodePorts, PortRange, RuleOptions,
 };
 use hyper::StatusCode;
-use kernel::sysctl::{self, Outcome, Sysctl};
+use kernel::sysctl;
 use kernel::{Kernel, Timeouts, supported_families};
 use kube::Client;
 use model::Via;
@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{LocalSet, spawn_local};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::agent::{Agent, Memory, PATIENCE, Servers, Sources};
 use crate::cleanup::KubeProxy;
@@ -42,7 +42,7 @@ use crate::saved::Keeper;
 use crate::source::Event;
 use crate::source::api::{ApiSource, Tuning, connect};
 use crate::source::manifests::ManifestSource;
-use crate::{cleanup, events, node, removals, status};
+use crate::{cleanup, events, node, removals, status, sysctls};
 
 /// Events that may wait before whoever reads the API server has to.
 const EVENTS: usize = 1024;
@@ -326,22 +326,10 @@ fn check_input(kernel: &Kernel, config: &Config) {
 
 fn set_sysctls(config: &Config) {
     for sysctl in &sysctl::NEEDED {
-        report_sysctl(sysctl, sysctl.ensure());
+        sysctls::report(sysctl, &sysctl.ensure());
     }
     if config.families.contains(&model::Family::V6) {
-        report_sysctl(&sysctl::CHECKED_IPV6, sysctl::CHECKED_IPV6.check());
-    }
-}
-
-fn report_sysctl(sysctl: &Sysctl, outcome: Outcome) {
-    let Sysctl { name, value, effect, optional } = sysctl;
-    match outcome {
-        Outcome::AsNeeded => debug!("{name} is {value}"),
-        Outcome::Set { from } => info!("set {name} from {from} to {value}"),
-        Outcome::Absent if *optional => debug!("this kernel has no {name}"),
-        Outcome::Absent => warn!("this kernel has no {name}: {effect}"),
-        Outcome::Wrong { is, error: Some(error) } => warn!("cannot set {name} from {is} to {value} ({error}): {effect}"),
-        Outcome::Wrong { is, error: None } => warn!("{name} is {is}, not {value}: {effect}"),
+        sysctls::report(&sysctl::CHECKED_IPV6, &sysctl::CHECKED_IPV6.check());
     }
 }
 

@@ -15,6 +15,7 @@ mod handover;
 mod matrix;
 mod outage;
 mod policies;
+mod privileges;
 mod random;
 mod repair;
 mod schedulers;
