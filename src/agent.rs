@@ -1,13 +1,15 @@
 //! The asynchronous heart of the agent: what the sources tell goes into the index, and what that changes goes to the reconciler.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use desired::{Config, Fragment, Index, NodeFacts, Priority, RuleOptions, rules};
 use model::Scheduler;
 use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
+use crate::freshness::{Freshness, Saved};
 use crate::health_check::HealthChecks;
 use crate::listeners::Sockets;
 use crate::local_policies::LocalPolicies;
@@ -17,6 +19,7 @@ use crate::news::{Found, News};
 use crate::node::Network;
 use crate::register::{Origin, Register, Subject};
 use crate::relay::Relays;
+use crate::saved::{Keeper, Kept};
 use crate::source::{Event, Kind, Object, decoding};
 
 /// Follows the sources until told to stop.
@@ -39,7 +42,23 @@ pub(crate) struct Agent {
     troubles: usize,
     /// What this process serves itself, unless there is only one synchronisation.
     servers: Option<Servers>,
+    /// What saves what is told, if that is wanted.
+    memory: Option<Memory>,
+    /// Whether what was saved is served.
+    on_saved: bool,
 }
+
+/// What was told before, and what is to be remembered of what is told.
+pub(crate) struct Memory {
+    pub(crate) keeper: Keeper,
+    pub(crate) kept: Option<Kept>,
+    pub(crate) freshness: Freshness,
+    /// How long the API server may take to tell everything before what was saved is served.
+    pub(crate) patience: Duration,
+}
+
+/// Where an API server is well it takes less than a second for thousands of Services.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Where what the agent follows comes from.
 pub(crate) struct Sources {
@@ -87,7 +106,21 @@ impl Agent {
             news,
             troubles: 0,
             servers,
+            memory: None,
+            on_saved: false,
         }
+    }
+
+    /// The same agent, with a memory. What it remembers is in the index from now on, as if it had been listed, so that the first complete listings
+    /// replace it.
+    pub(crate) fn remembering(mut self, mut memory: Memory) -> Self {
+        if let Some(kept) = &mut memory.kept {
+            Kind::ALL.into_iter().for_each(|kind| self.index.begin_listing(index_kind(kind)));
+            kept.objects.drain(..).for_each(|object| self.apply(&object));
+            Kind::ALL.into_iter().for_each(|kind| self.index.end_listing(index_kind(kind)));
+        }
+        self.memory = Some(memory);
+        self
     }
 
     /// Whether anything could not be read, or served as it is written, as far as that is known by now.
@@ -103,10 +136,18 @@ impl Agent {
         self.set_network(network.borrow_and_update().clone());
         self.index.set_listeners(sockets.listeners.borrow_and_update().clone());
         let news = self.news.clone();
+        let patience = self.memory.as_ref().map(|memory| memory.patience);
+        let lost_patience = sleep(patience.unwrap_or_default());
+        tokio::pin!(lost_patience);
+        let mut patient = patience.is_some();
         loop {
             let mut begun = None;
             tokio::select! {
                 found = news.wait() => self.note(found),
+                () = &mut lost_patience, if patient => {
+                    patient = false;
+                    self.serve_saved();
+                }
                 event = events.recv() => match event {
                     Some(event) => {
                         begun = Some(Instant::now());
@@ -148,29 +189,17 @@ impl Agent {
     }
 
     fn take(&mut self, event: Event) {
-        match event {
-            Event::Listing(kind) => self.index.begin_listing(index_kind(kind)),
+        match &event {
+            Event::Listing(kind) => self.index.begin_listing(index_kind(*kind)),
             Event::Listed(kind) => {
-                self.index.end_listing(index_kind(kind));
+                self.index.end_listing(index_kind(*kind));
                 self.metrics.source_synced.with_label_values(&[kind.resource()]).set(1);
-                if self.listed.insert(kind) {
+                if self.listed.insert(*kind) {
                     info!(kind = kind.resource(), "listed");
                 }
             }
-            Event::Applied(object) => {
-                let applied = match &object {
-                    Object::Service(service) => self.index.apply_service(service),
-                    Object::EndpointSlice(slice) => self.index.apply_slice(slice),
-                    Object::Node(node) => {
-                        self.index.apply_node(node);
-                        Ok(())
-                    }
-                };
-                if let Err(problem) = applied {
-                    warn!(%problem, "an object is left out");
-                }
-            }
-            Event::Deleted(object) => match &object {
+            Event::Applied(object) => self.apply(object),
+            Event::Deleted(object) => match object {
                 Object::Service(service) => self.index.delete_service(&service.metadata),
                 Object::EndpointSlice(slice) => self.index.delete_slice(&slice.metadata),
                 Object::Node(node) => self.index.delete_node(&node.metadata),
@@ -182,17 +211,64 @@ impl Agent {
                 self.troubles += 1;
             }
         }
+        if let Some(Memory { keeper, .. }) = &self.memory {
+            keeper.note(event);
+        }
     }
 
-    /// Tells the reconciler what has changed, once everything has been listed.
-    fn send(&mut self) {
-        if !Kind::ALL.iter().all(|kind| self.listed.contains(kind)) {
+    fn apply(&mut self, object: &Object) {
+        let applied = match object {
+            Object::Service(service) => self.index.apply_service(service),
+            Object::EndpointSlice(slice) => self.index.apply_slice(slice),
+            Object::Node(node) => {
+                self.index.apply_node(node);
+                Ok(())
+            }
+        };
+        if let Err(problem) = applied {
+            warn!(%problem, "an object is left out");
+        }
+    }
+
+    fn has_listed_all(&self) -> bool {
+        Kind::ALL.iter().all(|kind| self.listed.contains(kind))
+    }
+
+    /// Serves what was saved, if there is something and the API server has not told everything.
+    fn serve_saved(&mut self) {
+        let has_listed_all = self.has_listed_all();
+        let Some(Memory { kept: Some(Kept { at, .. }), freshness, .. }) = self.memory.as_ref().filter(|_| !has_listed_all) else {
             return;
+        };
+        let saved = Saved { at: *at };
+        warn!("{saved}; nothing is removed until everything has been listed");
+        freshness.note_saved(Some(saved));
+        self.metrics.serves_saved.set(1);
+        self.on_saved = true;
+    }
+
+    fn leave_saved(&mut self) {
+        info!("everything has been listed; what was saved is not needed any more");
+        if let Some(memory) = &self.memory {
+            memory.freshness.note_saved(None);
+        }
+        self.metrics.serves_saved.set(0);
+        self.on_saved = false;
+    }
+
+    /// Tells the reconciler what has changed, once everything has been listed or what was saved has to do.
+    fn send(&mut self) {
+        let listed = self.has_listed_all();
+        if !(listed || self.on_saved) {
+            return;
+        }
+        if listed && self.on_saved {
+            self.leave_saved();
         }
         let node = self.changed_node();
         let node_changed = node.is_some();
         let dirty = self.index.take_dirty();
-        if dirty.is_empty() && !node_changed && self.complete {
+        if dirty.is_empty() && !node_changed && self.complete == listed {
             return;
         }
         let fragments: Vec<_> = dirty.into_iter().map(|name| (self.index.fragment(&name), name)).collect();
@@ -215,9 +291,9 @@ impl Agent {
             if node.is_some() {
                 letter.node = node;
             }
-            letter.complete = true;
+            letter.complete = listed;
         });
-        self.complete = true;
+        self.complete = listed;
     }
 
     /// What is to be said of the node, if it is not what was said last. Most changes are about Services, and what follows from the node is not

@@ -10,6 +10,7 @@ use ipnetwork::IpNetwork;
 use model::Scheduler;
 
 use crate::exit::Exit;
+use crate::source::api::Endpoint;
 
 /// Programs the Linux IPVS load balancer from Kubernetes Services.
 #[derive(Debug, Parser)]
@@ -25,6 +26,8 @@ pub(crate) enum Command {
     Run(Box<Run>),
     /// Print the kernel's IPVS table, with the Service behind each virtual server
     Status(Status),
+    /// Load kernel modules and set sysctls, which `run` can do without where this has been done: the one part that takes a privileged container
+    Init,
     /// Remove what an agent has put on this node, and nothing else
     Cleanup(Cleanup),
 }
@@ -57,6 +60,23 @@ pub(crate) struct Run {
     /// handful of entries, whatever there is; single ones that others change are for the audit
     #[arg(long, default_value = "1s", value_name = "DURATION", value_parser = duration_or_never)]
     pub(crate) check_period: Duration,
+
+    /// URLs at which API servers are reached directly, tried in turn when one of them cannot be called; with the credentials, the root
+    /// certificate and the server name of the kubeconfig or the service account. The Service default/kubernetes, which is served by this
+    /// agent, is then not needed to reach them. Unless given, the one URL that is configured there
+    #[arg(long, value_delimiter = ',', value_name = "URL,…", conflicts_with = "manifests")]
+    pub(crate) api_endpoints: Vec<Endpoint>,
+
+    /// How long the API server may tell nothing (a quiet one sends a bookmark about every minute) before /healthz fails; 0s for ever. What was
+    /// told before is served either way
+    #[arg(long, default_value = "0s", value_name = "DURATION", value_parser = duration_or_never)]
+    pub(crate) max_staleness: Duration,
+
+    /// A directory to save in what the API server has told, at most once a second. A start to which the API server does not answer within 5 s
+    /// adds to the kernel what is missing there of what was saved, and removes nothing until everything has been listed. Unless given, nothing
+    /// is saved
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["manifests", "once"])]
+    pub(crate) state_dir: Option<PathBuf>,
 
     /// Where to serve /healthz and /livez; empty for nowhere
     #[arg(long, default_value = "0.0.0.0:10256", value_name = "IP:PORT", value_parser = Bind::parse)]

@@ -38,14 +38,19 @@ impl Health {
         if !self.synced_once {
             return Some("the first synchronisation has not finished".to_owned());
         }
-        let away = self.came_round.map_or(Duration::ZERO, |then| now.saturating_duration_since(then));
-        if away >= STUCK {
-            return Some(format!("the reconciler has been stuck for {} s", away.as_secs()));
+        if let Some(reason) = self.stuck(now) {
+            return Some(reason);
         }
         let differing = self.differing.as_ref()?;
         let elapsed = now.saturating_duration_since(differing.since);
         (elapsed >= LIMIT || self.last_success.is_none())
             .then(|| format!("the kernel differs from what is desired for {} s: {}", elapsed.as_secs(), differing.reason))
+    }
+
+    /// `None` while the reconciler does something, else how long it has not.
+    pub(crate) fn stuck(&self, now: Instant) -> Option<String> {
+        let away = self.came_round.map_or(Duration::ZERO, |then| now.saturating_duration_since(then));
+        (away >= STUCK).then(|| format!("the reconciler has been stuck for {} s", away.as_secs()))
     }
 
     /// Notes how a pass went.

@@ -1,5 +1,6 @@
 //! The HTTP servers: health and metrics over TCP, names over the control socket.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +17,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 /// The answer to a request.
@@ -43,7 +45,10 @@ impl Answer {
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How large a request's head may be, in bytes. Nobody has a reason to send more than a path and a few headers.
 const HEAD_LIMIT: usize = 16 * 1024;
-/// Connections served at a time. Those beyond it wait in the listen queue, which a probe's few never notice.
+/// How long a connection may take in all: who reads an answer this slowly is no probe.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections served at a time. For one more the oldest is given up: a request that is whole is answered at once, so it is one whose client
+/// takes its time.
 const CONNECTIONS: usize = 64;
 /// How long to wait before trying again to listen on an address that is taken.
 const RETRY: Duration = Duration::from_secs(5);
@@ -85,12 +90,16 @@ pub(crate) fn control_listener(path: &Path) -> anyhow::Result<UnixListener> {
         std::fs::create_dir_all(directory).with_context(cannot)?;
         std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)).with_context(cannot)?;
     }
-    match std::fs::remove_file(path) {
+    // Under another name until it has its mode: between the two anybody could connect.
+    let mut unready = path.as_os_str().to_owned();
+    unready.push(".unready");
+    match std::fs::remove_file(&unready) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(cannot),
         _ => {}
     }
-    let listener = UnixListener::bind(path).with_context(cannot)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).with_context(cannot)?;
+    let listener = UnixListener::bind(&unready).with_context(cannot)?;
+    std::fs::set_permissions(&unready, std::fs::Permissions::from_mode(0o600)).with_context(cannot)?;
+    std::fs::rename(&unready, path).with_context(cannot)?;
     Ok(listener)
 }
 
@@ -111,16 +120,17 @@ where
     F: Fn(String, C) -> R + Clone + 'static,
     R: Future<Output = Answer> + 'static,
 {
-    let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
+    let mut connections = Connections::default();
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
         match next().await {
             Ok((stream, called)) => {
                 let answer = answer.clone();
-                tokio::task::spawn_local(async move {
-                    connection(stream, move |path| answer(path, called)).await;
-                    drop(slot);
-                });
+                connections.add(tokio::task::spawn_local(async move {
+                    let served = connection(stream, move |path| answer(path, called));
+                    if tokio::time::timeout(TIMEOUT, served).await.is_err() {
+                        debug!("a connection took longer than {} s", TIMEOUT.as_secs());
+                    }
+                }));
             }
             Err(error) => {
                 // Out of file descriptors, most likely: waiting lets some be closed.
@@ -128,6 +138,28 @@ where
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+/// The connections of a server, the oldest first. They end with it.
+#[derive(Default)]
+struct Connections(VecDeque<JoinHandle<()>>);
+
+impl Connections {
+    fn add(&mut self, connection: JoinHandle<()>) {
+        self.0.retain(|connection| !connection.is_finished());
+        if self.0.len() >= CONNECTIONS
+            && let Some(oldest) = self.0.pop_front()
+        {
+            oldest.abort();
+        }
+        self.0.push_back(connection);
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -175,4 +207,117 @@ where
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpStream, UnixStream};
+    use tokio::task::{LocalSet, spawn_local};
+    use tokio::time::{Instant, timeout};
+
+    /// Only failures wait for it.
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// The address of a server that answers with the path.
+    async fn server() -> SocketAddr {
+        // Its port was free a moment ago.
+        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
+        let answer = |path: String, _| std::future::ready(Answer::text(StatusCode::OK, &path));
+        spawn_local(serve(address, "a test", answer));
+        timeout(LONG, async {
+            while TcpStream::connect(address).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .unwrap();
+        address
+    }
+
+    async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), head: &str) -> String {
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // A server that has heard enough closes the connection in the middle of the request; what it said before is here.
+        let _ = timeout(LONG, stream.read_to_end(&mut answer)).await.unwrap();
+        String::from_utf8(answer).unwrap()
+    }
+
+    async fn get(address: SocketAddr) -> String {
+        ask(&mut TcpStream::connect(address).await.unwrap(), "GET /healthz HTTP/1.1\r\nHost: node\r\n\r\n").await
+    }
+
+    #[tokio::test]
+    async fn a_thousand_clients_that_never_finish_keep_nobody_waiting() {
+        LocalSet::new()
+            .run_until(async {
+                let address = server().await;
+                let mut slow = Vec::new();
+                for _ in 0..1_000 {
+                    let mut stream = TcpStream::connect(address).await.unwrap();
+                    stream.write_all(b"GET /healthz HTTP/1.1\r\nX-Slow: ").await.unwrap();
+                    slow.push(stream);
+                }
+                for _ in 0..10 {
+                    let begun = Instant::now();
+                    let answer = get(address).await;
+                    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\n/healthz\n"), "{answer}");
+                    // A probe gives up after a second unless it is told otherwise.
+                    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+                    for stream in &mut slow {
+                        // Those that were given up say so.
+                        let _ = stream.try_write(b"a");
+                    }
+                }
+                let mut open = 0;
+                for stream in &slow {
+                    open += usize::from(
+                        matches!(stream.try_read(&mut [0; 64]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock),
+                    );
+                }
+                assert!(open <= CONNECTIONS, "{open} are still open");
+            })
+            .await;
+    }
+
+    #[tokio::test]
+    async fn a_head_has_a_limit() {
+        LocalSet::new()
+            .run_until(async {
+                let address = server().await;
+                let head = |bytes: usize| format!("GET /healthz HTTP/1.1\r\nX-Large: {}\r\n\r\n", "x".repeat(bytes));
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                assert!(ask(&mut stream, &head(8_000)).await.starts_with("HTTP/1.1 200 "));
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                let answer = ask(&mut stream, &head(HEAD_LIMIT)).await;
+                assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+            })
+            .await;
+    }
+
+    #[tokio::test]
+    async fn the_control_socket_is_for_root_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/control.sock");
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        // The second takes the place of what an agent that was killed has left.
+        for _ in 0..2 {
+            let listener = control_listener(&path).unwrap();
+            assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+            assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+            LocalSet::new()
+                .run_until(async {
+                    spawn_local(serve_control(listener, |path| std::future::ready(Answer::text(StatusCode::OK, &path))));
+                    let mut stream = UnixStream::connect(&path).await.unwrap();
+                    let answer = ask(&mut stream, "GET /names HTTP/1.1\r\nHost: control\r\n\r\n").await;
+                    assert!(answer.ends_with("\r\n\r\n/names\n"), "{answer}");
+                    let mut stream = UnixStream::connect(&path).await.unwrap();
+                    let answer = ask(&mut stream, "POST /names HTTP/1.1\r\nHost: control\r\n\r\n").await;
+                    assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+                })
+                .await;
+        }
+    }
 }

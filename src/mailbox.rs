@@ -25,7 +25,7 @@ pub(crate) struct Letter {
     pub(crate) services: Fragments,
     /// What is desired of the node itself.
     pub(crate) node: Option<NodeSettings>,
-    /// Everything that exists has been listed: what is not desired may be removed.
+    /// Everything that exists has been listed: what is not desired may be removed. What is told before that was saved by an earlier run.
     pub(crate) complete: bool,
     /// Of these parts of what the kernel holds, others may have taken something away.
     pub(crate) disturbed: BTreeSet<Part>,

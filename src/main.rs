@@ -13,9 +13,11 @@ mod disturbances;
 mod drain;
 mod events;
 mod exit;
+mod freshness;
 mod health;
 mod health_check;
 mod http;
+mod init;
 mod listeners;
 mod local_policies;
 mod mailbox;
@@ -24,16 +26,19 @@ mod news;
 mod node;
 mod pace;
 mod patrol;
+mod probes;
 mod reconciler;
 mod refusals;
 mod register;
 mod relay;
 mod removals;
 mod run;
+mod saved;
 mod schedulers;
 mod source;
 mod stale_flows;
 mod status;
+mod sysctls;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -50,6 +55,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(arguments) => log_to_stderr(&arguments).and_then(|()| run::run(&arguments)),
         Command::Status(arguments) => status::run(&arguments).map(|()| None),
+        Command::Init => init::run(),
         Command::Cleanup(arguments) => cleanup::run(&arguments).map(|()| None),
     };
     match outcome {

@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, CounterVec, Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 /// The agent's metrics. Cloning shares them.
@@ -27,6 +27,10 @@ pub(crate) struct Metrics {
     pub(crate) repairs: IntCounterVec,
     pub(crate) trouble: IntCounterVec,
     pub(crate) source_synced: IntGaugeVec,
+    staleness: GaugeVec,
+    pub(crate) serves_saved: IntGauge,
+    saved_at: Gauge,
+    pub(crate) save_errors: IntCounter,
     lacking_schedulers: IntGaugeVec,
     flushes: IntCounterVec,
     stale_flows: IntCounter,
@@ -191,6 +195,32 @@ impl Metrics {
                     &["kind"],
                 )?,
             )?,
+            staleness: register(
+                &registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "source_staleness_seconds",
+                        "Time since a kind of object was last known to be as the API server has it, by kind: since the last change, bookmark, \
+                         complete list or orderly end of its watch.",
+                    ),
+                    &["kind"],
+                )?,
+            )?,
+            serves_saved: register(
+                &registry,
+                IntGauge::new(
+                    "serves_saved_state",
+                    "1 while what is served was saved by an earlier run, because the API server has not told everything since the start.",
+                )?,
+            )?,
+            saved_at: register(
+                &registry,
+                Gauge::new("saved_state_timestamp_seconds", "Unix time at which state was last saved (--state-dir).")?,
+            )?,
+            save_errors: register(
+                &registry,
+                IntCounter::new("save_errors_total", "Attempts at saving state that failed (--state-dir); the log says why.")?,
+            )?,
             lacking_schedulers: register(
                 &registry,
                 IntGaugeVec::new(
@@ -251,8 +281,17 @@ impl Metrics {
 
     /// Notes that the kernel now holds all that is desired.
     pub(crate) fn count_complete(&self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.last_success.set(now.as_secs_f64());
+        self.last_success.set(unix_seconds());
+    }
+
+    /// Notes that all that was told is saved.
+    pub(crate) fn count_saved(&self) {
+        self.saved_at.set(unix_seconds());
+    }
+
+    /// Notes for how long nothing has been heard of a kind of object.
+    pub(crate) fn note_staleness(&self, kind: &str, age: Duration) {
+        self.staleness.with_label_values(&[kind]).set(age.as_secs_f64());
     }
 
     /// The exposition text, in version 0.0.4 of the format.
@@ -266,6 +305,10 @@ impl Metrics {
         }
         Ok(text)
     }
+}
+
+fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {

@@ -96,6 +96,7 @@ pub(crate) fn spawn(kernel: Kernel, settings: Settings, mailbox: Mailbox, news: 
         gathering_until: None,
         prepared: false,
         complete: false,
+        saved: false,
         refused: Refusals::default(),
         news,
         next_audit: now + settings.audit_period,
@@ -135,6 +136,8 @@ struct Reconciler {
     prepared: bool,
     /// Whether everything that exists has been listed.
     complete: bool,
+    /// Whether what is desired is what was saved: older perhaps than what the kernel holds.
+    saved: bool,
     /// What the kernel did not take since the last observation.
     refused: Refusals,
     news: News,
@@ -234,6 +237,7 @@ impl Reconciler {
         if self.observed.is_none() && !self.complete {
             self.adopt();
         }
+        self.saved = !(letter.complete || self.complete);
         let mut scope = Scope::default();
         let mut rules = false;
         if let Some(NodeSettings { rules: desired, sources }) = letter.node {
@@ -304,8 +308,13 @@ impl Reconciler {
             held.rules.clone_from(&observed.rules);
         }
         self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
-        self.drains.keep_leaving(&mut desired, &held, &Known { ledger: &self.ledger, ours: None }, begun);
-        let plan = self.planned(&desired, &held, &Ownership::Scope);
+        let plan = if self.saved {
+            // What the kernel holds besides was perhaps told after the last time that it was saved.
+            self.planned(&desired, &held, &Ownership::Scope).additions()
+        } else {
+            self.drains.keep_leaving(&mut desired, &held, &Known { ledger: &self.ledger, ours: None }, begun);
+            self.planned(&desired, &held, &Ownership::Scope)
+        };
         self.apply(&plan, Pass::Change, begun);
     }
 

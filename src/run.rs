@@ -2,14 +2,14 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use desired::{
     Config, DetectLocal, InterfaceName, MarkBit, Masquerade, NodePortAddresses, OccupiedNodePorts, PortRange, RuleOptions,
 };
 use hyper::StatusCode;
-use kernel::sysctl::{self, Outcome, Sysctl};
+use kernel::sysctl;
 use kernel::{Kernel, Timeouts, supported_families};
 use kube::Client;
 use model::Via;
@@ -17,15 +17,16 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{LocalSet, spawn_local};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use crate::agent::{Agent, Servers, Sources};
+use crate::agent::{Agent, Memory, PATIENCE, Servers, Sources};
 use crate::cleanup::KubeProxy;
 use crate::cli::{
     Bind, DetectLocalMode, KubeProxyLeftovers, NodePortAddress, Occupied, Proxy, Run, VipBinding, VipPing, WatchNodes,
 };
 use crate::drain::Limits;
 use crate::exit::{Ending, Exit, kernel_ending};
+use crate::freshness::Freshness;
 use crate::health::Health;
 use crate::health_check::HealthChecks;
 use crate::http::{self, Answer};
@@ -33,13 +34,15 @@ use crate::listeners::Sockets;
 use crate::mailbox::Mailbox;
 use crate::metrics::Metrics;
 use crate::news::News;
+use crate::probes::Probes;
 use crate::reconciler::{self, Running, Settings};
 use crate::register::Register;
 use crate::relay::Relays;
+use crate::saved::Keeper;
 use crate::source::Event;
 use crate::source::api::{ApiSource, Tuning, connect};
 use crate::source::manifests::ManifestSource;
-use crate::{cleanup, events, node, removals, status};
+use crate::{cleanup, events, node, removals, status, sysctls};
 
 /// Events that may wait before whoever reads the API server has to.
 const EVENTS: usize = 1024;
@@ -57,7 +60,7 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
     let tasks = LocalSet::new();
     let (sender, events) = mpsc::channel(EVENTS);
     // Before the kernel, so that a mistake on the command line is not hidden behind what the node lacks.
-    let (source, client) = tasks.block_on(&runtime, source(arguments, &node_name, sender))?;
+    let Followed { source, client, freshness } = tasks.block_on(&runtime, source(arguments, &node_name, sender))?;
     let kernel = Kernel::open(&config.families).map_err(|error| kernel_ending(&error))?;
     let random_fully = kernel.has_random_fully().map_err(|error| kernel_ending(&error))?;
     info!(
@@ -101,13 +104,18 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
     // A single synchronisation says what it has to say in its log, and does not wait for Events to be written.
     let (reports, writer) = client
         .filter(|_| !arguments.once)
-        .map(|client| events::channel(client, node_name, events::Tuning::default(), metrics.clone()))
+        .map(|client| events::channel(client, node_name.clone(), events::Tuning::default(), metrics.clone()))
         .unzip();
     let register = Register::new(metrics.clone(), reports);
-    let agent = Agent::new(config, RuleOptions { random_fully }, mailbox.clone(), register, news, metrics.clone(), servers);
+    let mut agent = Agent::new(config, RuleOptions { random_fully }, mailbox.clone(), register, news, metrics.clone(), servers);
+    if let (Some(path), Some(freshness)) = (&arguments.state_dir, &freshness) {
+        let (keeper, kept) = Keeper::open(path, selection(arguments, &node_name), metrics.clone())?;
+        agent = agent.remembering(Memory { keeper, kept, freshness: freshness.clone(), patience: PATIENCE });
+    }
     let outcome = tasks.block_on(&runtime, async {
         writer.map(|writer| spawn_local(writer.run()));
-        serve(arguments, &mailbox, &metrics, &health)?;
+        let probes = Probes { health: health.clone(), freshness, max_staleness: arguments.max_staleness };
+        serve(arguments, &mailbox, &metrics, probes)?;
         follow(arguments.once, agent, source, Sources { events, network, sockets, lacking_schedulers }, health).await
     });
     mailbox.post(|letter| letter.stop = true);
@@ -128,37 +136,52 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
 
 type Source = Pin<Box<dyn Future<Output = ()>>>;
 
-/// Where the objects come from; with the client where that is an API server.
-async fn source(arguments: &Run, node_name: &str, events: mpsc::Sender<Event>) -> anyhow::Result<(Source, Option<Client>)> {
+/// Where the objects come from.
+struct Followed {
+    source: Source,
+    /// Only where that is an API server.
+    client: Option<Client>,
+    freshness: Option<Freshness>,
+}
+
+async fn source(arguments: &Run, node_name: &str, events: mpsc::Sender<Event>) -> anyhow::Result<Followed> {
     let invalid = |error: anyhow::Error| Ending::error(Exit::Usage, format!("{error:#}"));
     if let Some(path) = &arguments.source.manifests {
         let source =
             ManifestSource::open(path, node_name.to_owned(), arguments.proxy.service_proxy_name.clone()).map_err(invalid)?;
         info!(path = %path.display(), "following manifests");
-        return Ok((Box::pin(source.run(events)), None));
+        return Ok(Followed { source: Box::pin(source.run(events)), client: None, freshness: None });
     }
-    let client = connect(arguments.source.kubeconfig.as_deref()).await.map_err(invalid)?;
+    let freshness = Freshness::new();
+    let client = connect(arguments.source.kubeconfig.as_deref(), &arguments.api_endpoints, &freshness).await.map_err(invalid)?;
     let tuning = Tuning {
         all_nodes: arguments.proxy.watch_nodes == WatchNodes::All,
         proxy_name: arguments.proxy.service_proxy_name.clone(),
         ..Tuning::default()
     };
-    let source = ApiSource::new(client.clone(), node_name.to_owned(), tuning);
-    Ok((Box::pin(async move { source.run(events).await }), Some(client)))
+    let source = ApiSource::new(client.clone(), node_name.to_owned(), tuning, freshness.clone());
+    Ok(Followed { source: Box::pin(async move { source.run(events).await }), client: Some(client), freshness: Some(freshness) })
+}
+
+/// Which objects are saved: those that this agent asks for.
+fn selection(arguments: &Run, node_name: &str) -> String {
+    let proxy = &arguments.proxy;
+    json!({"node": node_name, "allNodes": proxy.watch_nodes == WatchNodes::All, "proxy": proxy.service_proxy_name}).to_string()
 }
 
 /// Starts the HTTP servers. A single synchronisation needs none.
-fn serve(arguments: &Run, mailbox: &Mailbox, metrics: &Metrics, health: &watch::Receiver<Health>) -> anyhow::Result<()> {
+fn serve(arguments: &Run, mailbox: &Mailbox, metrics: &Metrics, probes: Probes) -> anyhow::Result<()> {
     if arguments.once {
         return Ok(());
     }
+    let freshness = probes.freshness.clone();
     if let Bind(Some(address)) = arguments.healthz_bind_address {
-        let health = health.clone();
-        spawn_local(http::serve(address, "health", move |path, _| std::future::ready(answer_health(&path, &health.borrow()))));
+        spawn_local(http::serve(address, "health", move |path, _| std::future::ready(probes.answer(&path))));
     }
     if let Bind(Some(address)) = arguments.metrics_bind_address {
         let metrics = metrics.clone();
-        spawn_local(http::serve(address, "metrics", move |path, _| std::future::ready(answer_metrics(&path, &metrics))));
+        let answer = move |path: String, _| std::future::ready(answer_metrics(&path, &metrics, freshness.as_ref()));
+        spawn_local(http::serve(address, "metrics", answer));
     }
     if !arguments.control_socket.as_os_str().is_empty() {
         let listener = http::control_listener(&arguments.control_socket)?;
@@ -303,47 +326,17 @@ fn check_input(kernel: &Kernel, config: &Config) {
 
 fn set_sysctls(config: &Config) {
     for sysctl in &sysctl::NEEDED {
-        report_sysctl(sysctl, sysctl.ensure());
+        sysctls::report(sysctl, &sysctl.ensure());
     }
     if config.families.contains(&model::Family::V6) {
-        report_sysctl(&sysctl::CHECKED_IPV6, sysctl::CHECKED_IPV6.check());
+        sysctls::report(&sysctl::CHECKED_IPV6, &sysctl::CHECKED_IPV6.check());
     }
 }
 
-fn report_sysctl(sysctl: &Sysctl, outcome: Outcome) {
-    let Sysctl { name, value, effect, optional } = sysctl;
-    match outcome {
-        Outcome::AsNeeded => debug!("{name} is {value}"),
-        Outcome::Set { from } => info!("set {name} from {from} to {value}"),
-        Outcome::Absent if *optional => debug!("this kernel has no {name}"),
-        Outcome::Absent => warn!("this kernel has no {name}: {effect}"),
-        Outcome::Wrong { is, error: Some(error) } => warn!("cannot set {name} from {is} to {value} ({error}): {effect}"),
-        Outcome::Wrong { is, error: None } => warn!("{name} is {is}, not {value}: {effect}"),
+fn answer_metrics(path: &str, metrics: &Metrics, freshness: Option<&Freshness>) -> Answer {
+    for (kind, age) in freshness.map(|freshness| freshness.ages(Instant::now())).unwrap_or_default() {
+        metrics.note_staleness(kind.resource(), age);
     }
-}
-
-fn answer_health(path: &str, health: &Health) -> Answer {
-    if !matches!(path, "/healthz" | "/livez") {
-        return Answer::text(StatusCode::NOT_FOUND, "try /healthz or /livez");
-    }
-    let now = Instant::now();
-    let reason = health.unhealthy(now);
-    let ago = health.last_success.map(|then| now.saturating_duration_since(then));
-    let current = SystemTime::now();
-    let body = json!({
-        "lastUpdated": ago.and_then(|ago| current.checked_sub(ago)).and_then(rfc3339),
-        "currentTime": rfc3339(current),
-        "healthy": reason.is_none(),
-        "reason": reason,
-    });
-    Answer::json(if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
-}
-
-fn rfc3339(time: SystemTime) -> Option<String> {
-    k8s_openapi::jiff::Timestamp::try_from(time).ok().map(|time| time.to_string())
-}
-
-fn answer_metrics(path: &str, metrics: &Metrics) -> Answer {
     match path {
         "/metrics" => match metrics.render() {
             Ok(body) => Answer { status: StatusCode::OK, content_type: "text/plain; version=0.0.4", body, header: None },

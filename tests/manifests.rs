@@ -10,7 +10,6 @@ use std::process::{Command, Stdio};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Container, PodSpec, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
-use kernel::sysctl;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -188,31 +187,11 @@ fn the_role_allows_what_the_agent_watches_and_its_events_and_no_more() {
 }
 
 #[test]
-fn the_privileged_container_sets_just_the_sysctls_that_the_agent_needs() {
+fn the_privileged_container_does_what_the_program_calls_init() {
     let init = pod().init_containers.unwrap().into_iter().next().unwrap();
-    assert_eq!(init.security_context.unwrap().privileged, Some(true));
-    let script = init.args.unwrap().concat();
-    let set: BTreeSet<_> = script
-        .split_whitespace()
-        .filter_map(|word| word.split_once('='))
-        .filter(|(name, _)| name.starts_with("net/"))
-        .map(|(name, value)| (name.replace('/', "."), value.to_owned()))
-        .collect();
-    let needed: BTreeSet<_> = sysctl::NEEDED.iter().map(|sysctl| (sysctl.name.to_owned(), sysctl.value.to_owned())).collect();
-    assert_eq!(set, needed);
-
-    // What a shell makes of it, on directories in the place of /proc/sys.
-    let root = tempfile::tempdir().unwrap();
-    let proc_sys = root.path().to_str().unwrap();
-    fs::create_dir_all(root.path().join("net/ipv4/vs")).unwrap();
-    for file in ["net/ipv4/ip_forward", "net/ipv4/vs/conntrack"] {
-        fs::write(root.path().join(file), "0\n").unwrap();
-    }
-    let script = script.replace("/proc/sys", proc_sys).replace("modprobe", "false");
-    let output = Command::new("sh").args(["-ec", &script]).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    for file in ["net/ipv4/ip_forward", "net/ipv4/vs/conntrack"] {
-        assert_eq!(fs::read_to_string(root.path().join(file)).unwrap(), "1\n", "{file}");
-    }
-    assert!(!root.path().join("net/ipv4/vs/conn_reuse_mode").exists(), "what this kernel does not have is passed over");
+    let context = init.security_context.unwrap();
+    assert_eq!((context.privileged, context.read_only_root_filesystem), (Some(true), Some(true)));
+    assert_eq!((init.command.unwrap(), init.args.unwrap()), (vec!["kube-ipvs".to_owned()], vec!["init".to_owned()]));
+    let help = Command::new(env!("CARGO_BIN_EXE_kube-ipvs")).args(["init", "--help"]).output().unwrap();
+    assert!(help.status.success(), "{help:?}");
 }

@@ -4,6 +4,9 @@ use super::*;
 use crate::captured::Log;
 use crate::events::tests::{client, hasty};
 use crate::events::{self, Writer};
+use crate::freshness::Freshness;
+use crate::mailbox::Letter;
+use crate::saved::Keeper;
 use crate::source::api::{ApiSource, Tuning};
 use apiserver::{ApiServer, Json, Options, Resource, Verb};
 use desired::ServiceName;
@@ -35,7 +38,7 @@ impl Running {
         let (_, lacking_schedulers) = watch::channel(BTreeSet::new());
         let mut sources = Sources { events, network: followed, sockets: Sockets::follow(LONG).unwrap(), lacking_schedulers };
         let backoff = (Duration::from_millis(20), Duration::from_millis(100));
-        let source = ApiSource::new(client, NODE.to_owned(), Tuning { backoff, ..Tuning::default() });
+        let source = ApiSource::new(client, NODE.to_owned(), Tuning { backoff, ..Tuning::default() }, Freshness::new());
         let tasks = vec![
             tokio::spawn(async move { source.run(sender).await }),
             tokio::spawn(Writer::run(writer)),
@@ -169,4 +172,75 @@ async fn where_events_are_forbidden_one_line_says_so_and_all_else_goes_on() {
         assert_eq!(agent.metrics.trouble.with_label_values(&["services"]).get(), 0);
     };
     LocalSet::new().run_until(test).await;
+}
+
+/// What a source tells that lists these objects, and no others.
+fn listing(services: &[&Json]) -> Vec<Event> {
+    let services =
+        services.iter().map(|service| Event::Applied(Object::Service(serde_json::from_str(&service.to_string()).unwrap())));
+    let begun = Kind::ALL.map(Event::Listing).into_iter();
+    begun.chain(services).chain(Kind::ALL.map(Event::Listed)).collect()
+}
+
+#[tokio::test]
+async fn j10_what_was_saved_is_served_when_nothing_is_told_and_until_everything_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let (web, db) = (service("web", "192.0.2.1"), service("db", "192.0.2.2"));
+    let open = || Keeper::open(directory.path(), NODE.to_owned(), Metrics::new().unwrap()).unwrap();
+    let (keeper, kept) = open();
+    assert!(kept.is_none());
+    listing(&[&web, &db]).into_iter().for_each(|event| keeper.note(event));
+    drop(keeper);
+
+    LocalSet::new()
+        .run_until(async {
+            let (metrics, mailbox, freshness) = (Metrics::new().unwrap(), Mailbox::default(), Freshness::new());
+            let register = Register::new(metrics.clone(), None);
+            let options = RuleOptions { random_fully: true };
+            let (keeper, kept) = open();
+            let memory = Memory { keeper, kept, freshness: freshness.clone(), patience: Duration::from_millis(50) };
+            let agent = Agent::new(Config::new(NODE), options, mailbox.clone(), register, News::default(), metrics.clone(), None);
+            let mut agent = agent.remembering(memory);
+            let (sender, events) = mpsc::channel(16);
+            let (_network, followed) = watch::channel(Network::default());
+            let (_, lacking_schedulers) = watch::channel(BTreeSet::new());
+            let mut sources = Sources { events, network: followed, sockets: Sockets::follow(LONG).unwrap(), lacking_schedulers };
+            let task = spawn_local(async move { agent.follow(&mut sources).await });
+            let next = async || {
+                let wait = async {
+                    loop {
+                        if let Some(letter) = mailbox.take(Duration::ZERO) {
+                            break letter;
+                        }
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                };
+                tokio::time::timeout(LONG, wait).await.unwrap()
+            };
+            let services = |letter: &Letter| {
+                letter.services.iter().map(|(name, fragment)| (name.name().to_owned(), fragment.is_some())).collect::<Vec<_>>()
+            };
+
+            sender.send(Event::Listing(Kind::Service)).await.unwrap();
+            let letter = next().await;
+            assert_eq!(services(&letter), [("db".to_owned(), true), ("web".to_owned(), true)]);
+            assert!(!letter.complete, "nothing may be removed for it");
+            assert_eq!((metrics.serves_saved.get(), freshness.saved().is_some()), (1, true));
+
+            for event in listing(&[&web]) {
+                sender.send(event).await.unwrap();
+            }
+            let mut letter = next().await;
+            while !letter.complete {
+                letter = next().await;
+            }
+            assert_eq!((metrics.serves_saved.get(), freshness.saved()), (0, None));
+            drop(sender);
+            task.await.unwrap();
+        })
+        .await;
+    // The names of what is gone came with one letter or another; what is saved is what was told last.
+    let kept = open().1.unwrap();
+    let names: Vec<_> = kept.objects.iter().map(|object| object.metadata().name.clone().unwrap()).collect();
+    assert_eq!(names, ["web"]);
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::captured::Log;
+use crate::freshness::Freshness;
 use crate::source::api::connect;
 use apiserver::{ApiServer, Fault, Json, Options, Resource, Verb};
 use desired::{Reason, ServiceName};
@@ -19,7 +20,7 @@ pub(crate) async fn client(server: &ApiServer) -> Client {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("kubeconfig");
     std::fs::write(&path, server.kubeconfig()).unwrap();
-    connect(Some(&path)).await.unwrap()
+    connect(Some(&path), &[], &Freshness::new()).await.unwrap()
 }
 
 /// A server with Service `shop/web` and node `node-1`.

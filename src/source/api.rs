@@ -4,14 +4,18 @@
 //! streaming and paged lists, the pace after errors, deadlines for servers that say nothing, and sentences for people.
 
 mod backoff;
+mod bookmarks;
 mod client;
+mod endpoints;
 mod received;
 mod trouble;
 
 pub(crate) use client::connect;
+pub(crate) use endpoints::Endpoint;
 
 use super::selection::selectors;
 use super::{Closed, Event, Events, Kind, tell, unknown_node};
+use crate::freshness::Freshness;
 use backoff::{Backoff, random_in};
 use desired::object::{EndpointSlice, Node, Service};
 use futures::{Stream, StreamExt as _};
@@ -62,13 +66,15 @@ pub(crate) struct ApiSource {
     client: Client,
     node_name: String,
     tuning: Tuning,
+    freshness: Freshness,
     /// Whether this server can do streaming lists. One refusal, by whichever watch, is remembered for all.
     streaming: AtomicBool,
 }
 
 impl ApiSource {
-    pub(crate) fn new(client: Client, node_name: String, tuning: Tuning) -> Self {
-        Self { client, node_name, tuning, streaming: AtomicBool::new(true) }
+    /// `freshness` is where the client notes what its watches say.
+    pub(crate) fn new(client: Client, node_name: String, tuning: Tuning, freshness: Freshness) -> Self {
+        Self { client, node_name, tuning, freshness, streaming: AtomicBool::new(true) }
     }
 
     /// Watches until nobody listens any more.
@@ -186,6 +192,7 @@ impl Follower<'_> {
             watcher::Event::InitDone => {
                 self.listing = Listing::Complete;
                 backoff.reset();
+                self.source.freshness.note(K::KIND);
                 tell(self.events, Event::Listed(K::KIND)).await?;
                 if K::KIND == Kind::Node && !self.has_own_node {
                     self.trouble(Kind::Node, unknown_node(&self.source.node_name)).await?;
@@ -193,10 +200,12 @@ impl Follower<'_> {
             }
             watcher::Event::Apply(Received(object)) => {
                 backoff.reset();
+                self.source.freshness.note(K::KIND);
                 tell(self.events, Event::Applied(object.into())).await?;
             }
             watcher::Event::Delete(Received(object)) => {
                 backoff.reset();
+                self.source.freshness.note(K::KIND);
                 tell(self.events, Event::Deleted(object.into())).await?;
             }
         }

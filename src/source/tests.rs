@@ -3,6 +3,7 @@
 use super::api::{ApiSource, Tuning, connect};
 use super::manifests::ManifestSource;
 use super::{Event, Kind, Object};
+use crate::freshness::Freshness;
 use apiserver::{ApiServer, Json, Options, Resource};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,7 +28,12 @@ async fn from_api(node_name: &str) -> Vec<Object> {
     let directory = tempfile::tempdir().unwrap();
     let kubeconfig = directory.path().join("kubeconfig");
     std::fs::write(&kubeconfig, server.kubeconfig()).unwrap();
-    let source = ApiSource::new(connect(Some(&kubeconfig)).await.unwrap(), node_name.to_owned(), Tuning::default());
+    let source = ApiSource::new(
+        connect(Some(&kubeconfig), &[], &Freshness::new()).await.unwrap(),
+        node_name.to_owned(),
+        Tuning::default(),
+        Freshness::new(),
+    );
     let (sender, mut events) = mpsc::channel(16);
     let task = tokio::spawn(async move { source.run(sender).await });
     let (mut objects, mut listed) = (Vec::new(), 0);

@@ -26,6 +26,7 @@ mod error;
 mod ipset;
 mod ipvs;
 mod kube_proxy;
+pub mod modules;
 mod monitor;
 mod observe;
 mod pipeline;

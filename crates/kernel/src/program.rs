@@ -18,7 +18,7 @@ pub(crate) fn run(program: &'static str, arguments: &[&str], input: Option<&str>
 
 fn run_within(patience: Duration, program: &'static str, arguments: &[&str], input: Option<&str>) -> Result<String, Error> {
     let failed = |error: std::io::Error| match error.kind() {
-        ErrorKind::NotFound => Error::missing_tool(program, "not found in PATH; install the iptables package"),
+        ErrorKind::NotFound => Error::missing_tool(program, format!("not found in PATH; install the {} package", package(program))),
         _ => Error::io(program, error),
     };
     let deadline = Instant::now() + patience;
@@ -50,6 +50,11 @@ fn run_within(patience: Duration, program: &'static str, arguments: &[&str], inp
     let said = said.unwrap_or_default();
     let said = String::from_utf8_lossy(&said).split_whitespace().collect::<Vec<_>>().join(" ");
     Err(Error::tool(program, format!("failed ({status}): {said}")))
+}
+
+/// The package that has `program`, by the name that most distributions give it.
+fn package(program: &str) -> &'static str {
+    if program == "modprobe" { "kmod" } else { "iptables" }
 }
 
 /// Reads to the end on a thread of its own.

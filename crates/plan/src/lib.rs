@@ -85,6 +85,17 @@ impl Plan {
         self.stages.values().flatten()
     }
 
+    /// Of this plan, only what adds something that is missing as a whole. What is there stays as it is: no virtual server gets a real server more or
+    /// less, or another weight. For a desired state that may be older than what is observed.
+    #[must_use]
+    pub fn additions(mut self) -> Self {
+        for steps in self.stages.values_mut() {
+            steps.retain(Step::is_addition);
+        }
+        self.stages.retain(|_, steps| !steps.is_empty());
+        self
+    }
+
     fn push(&mut self, step: Step) {
         self.stages.entry(step.stage()).or_default().push(step);
     }

@@ -192,6 +192,27 @@ impl Step {
         }
     }
 
+    /// Whether it makes something that is not there in any form.
+    pub(crate) fn is_addition(&self) -> bool {
+        match self {
+            Self::CreateSet { .. }
+            | Self::GrowSet { .. }
+            | Self::AddMembers(..)
+            | Self::AddVirtualServer { .. }
+            | Self::BindVip { .. } => true,
+            Self::ChangeRules(_, change) => !change.is_removal(),
+            Self::SetVirtualServer { .. }
+            | Self::AddRealServer { .. }
+            | Self::SetRealServer { .. }
+            | Self::RebindVip { .. }
+            | Self::RemoveRealServer { .. }
+            | Self::UnbindVip(_)
+            | Self::RemoveVirtualServer(_)
+            | Self::RemoveMembers(..)
+            | Self::DestroySet(_) => false,
+        }
+    }
+
     /// Does to `state` what the step does to the kernel.
     pub fn apply_to(&self, state: &mut State) {
         match self {

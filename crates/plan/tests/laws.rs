@@ -220,6 +220,26 @@ proptest! {
     }
 
     #[test]
+    fn j10_additions_leave_what_is_there_and_lead_from_nothing_to_all(desired in desired(), observed in observed()) {
+        let additions = plan(&desired, &observed, &NODE).additions();
+        let reached = apply(&additions, &observed);
+        for (key, server) in &observed.virtual_servers {
+            prop_assert_eq!(reached.virtual_servers.get(key), Some(server));
+        }
+        for (vip, source) in &observed.vips {
+            prop_assert_eq!(reached.vips.get(vip), Some(source));
+        }
+        for (set, held) in &observed.sets {
+            prop_assert!(reached.sets.get(set).is_some_and(|set| held.members.iter().all(|member| set.has(*member))));
+        }
+        for key in desired.virtual_servers.keys() {
+            prop_assert!(reached.virtual_servers.contains_key(key));
+        }
+        let from_nothing = plan(&desired, &State::default(), &NODE);
+        prop_assert_eq!(from_nothing.clone().additions(), from_nothing);
+    }
+
+    #[test]
     fn nothing_to_do_is_an_empty_plan(state in desired()) {
         let empty = plan(&state, &state, &NODE);
         prop_assert!(empty.is_empty());

@@ -20,7 +20,7 @@ const INIT: &str = include_str!("init.sh");
 
 /// Tools that are taken from this machine, each to /usr/sbin.
 const TOOLS: &[&str] =
-    &["conntrack", "ip", "ipset", "ipvsadm", "nft", "nsenter", "unshare", "xtables-legacy-multi", "xtables-nft-multi"];
+    &["conntrack", "ip", "ipset", "ipvsadm", "nft", "nsenter", "setpriv", "unshare", "xtables-legacy-multi", "xtables-nft-multi"];
 
 /// The shells: busybox' own would run its applets in place of the tools of the same name (its `ip` knows no namespaces), and so would its nsenter. dash
 /// for scripts, bash for people.

@@ -1,9 +1,13 @@
 //! The connection to the API server: kube's client on a connector that notices dead peers.
 
+use super::bookmarks::{self, Observed};
+use super::endpoints::{Endpoint, Endpoints};
+use crate::freshness::Freshness;
 use crate::pace::Pace;
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
+use hyper::{Request, Response};
 use hyper_util::client::legacy::Client as HyperClient;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -11,7 +15,7 @@ use kube::{Client, Config};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tower::ServiceBuilder;
 
 /// Without it, an API server that vanishes (its machine dies, a firewall forgets the connection) leaves its watches silent until their timeout.
@@ -28,15 +32,20 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(65);
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 const WATCH_BURST: u32 = 10;
 
-/// A client for the cluster that `kubeconfig` names, or for the one this pod runs in.
-pub(crate) async fn connect(kubeconfig: Option<&Path>) -> Result<Client> {
-    let config = match kubeconfig {
+/// How long a connection may take where there is another server to go on to. One across a continent takes a fraction of a second.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A client for the cluster that `kubeconfig` names, or for the one this pod runs in. Its requests go to the `endpoints` instead of the server
+/// that is named there, if there are any. What its watches say of how well they are is noted.
+pub(crate) async fn connect(kubeconfig: Option<&Path>, endpoints: &[Endpoint], freshness: &Freshness) -> Result<Client> {
+    let mut config = match kubeconfig {
         Some(path) => from_file(path).await?,
         None => Config::incluster().map_err(|error| {
             anyhow!("this is not a pod with a service account ({error}): pass --kubeconfig PATH, or --manifests PATH to run without a cluster")
         })?,
     };
-    client(config).context("the API client cannot be set up")
+    redirect(&mut config, endpoints)?;
+    client(config, Endpoints::new(endpoints.to_vec()), freshness.clone()).context("the API client cannot be set up")
 }
 
 async fn from_file(path: &Path) -> Result<Config> {
@@ -48,7 +57,24 @@ async fn from_file(path: &Path) -> Result<Config> {
     })
 }
 
-fn client(mut config: Config) -> Result<Client> {
+/// Prepares for servers other than the one that is configured. Their certificates have to hold for its name: that they have in common.
+fn redirect(config: &mut Config, endpoints: &[Endpoint]) -> Result<()> {
+    if endpoints.is_empty() {
+        return Ok(());
+    }
+    let is_encrypted = config.cluster_url.scheme_str() == Some("https");
+    if let Some(plain) = endpoints.iter().find(|endpoint| is_encrypted && !endpoint.is_encrypted()) {
+        bail!("--api-endpoints: credentials would go to {plain} unencrypted; begin it with https:// as the cluster's own URL does");
+    }
+    if config.tls_server_name.is_none() {
+        let host = config.cluster_url.host().map(|host| host.trim_matches(['[', ']']).to_owned());
+        config.tls_server_name = host;
+    }
+    config.connect_timeout = Some(config.connect_timeout.map_or(CONNECT_TIMEOUT, |timeout| timeout.min(CONNECT_TIMEOUT)));
+    Ok(())
+}
+
+fn client(mut config: Config, endpoints: Endpoints, freshness: Freshness) -> Result<Client> {
     if config.cluster_url.scheme_str() == Some("http") || config.accept_invalid_certs {
         // No certificate will be checked. Without a list, be it empty, rustls insists on the system's, of which a small image has none.
         config.root_cert.get_or_insert_default();
@@ -64,25 +90,66 @@ fn client(mut config: Config) -> Result<Client> {
         .build(config.rustls_https_connector_with_connector(connector).context(
         "TLS needs the API server's root certificate: name a certificate-authority in the kubeconfig, or install ca-certificates",
     )?);
-    let pace = Arc::new(Pace::new(WATCH_INTERVAL, WATCH_BURST));
+    let pace = Pace::new(WATCH_INTERVAL, WATCH_BURST);
+    let sender = Arc::new(Sender { hyper, endpoints, pace, freshness });
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(tower::BoxError::from)
-        .service(tower::service_fn(move |request: hyper::Request<Body>| {
-            let (hyper, pace) = (hyper.clone(), pace.clone());
-            async move {
-                if request.uri().query().is_some_and(|query| query.contains("watch=true")) {
-                    sleep_until(pace.next(Instant::now())).await;
-                }
-                let answer = tokio::time::timeout(HEADERS_TIMEOUT, hyper.request(request)).await;
-                answer
-                    .map_err(|_| tower::BoxError::from(format!("no answer within {} s", HEADERS_TIMEOUT.as_secs())))?
-                    .map_err(tower::BoxError::from)
-            }
+        .service(tower::service_fn(move |request| {
+            let sender = sender.clone();
+            async move { sender.send(request).await }
         }));
     Ok(ClientBuilder::new(service, config.default_namespace).build())
+}
+
+/// Sends requests that are complete but for the server they go to.
+struct Sender<C> {
+    hyper: HyperClient<C, Body>,
+    endpoints: Endpoints,
+    pace: Pace,
+    freshness: Freshness,
+}
+
+impl<C: Connect + Clone + Send + Sync + 'static> Sender<C> {
+    async fn send(&self, request: Request<Body>) -> Result<Response<Observed>, tower::BoxError> {
+        let kind = bookmarks::watched(&request);
+        if kind.is_some() {
+            sleep_until(self.pace.next(Instant::now())).await;
+        }
+        let (parts, body) = request.into_parts();
+        let mut attempts = self.endpoints.attempts();
+        loop {
+            attempts = attempts.saturating_sub(1);
+            let mut parts = parts.clone();
+            let (called, uri) = self.endpoints.route(&parts.uri);
+            parts.uri = uri;
+            // Only a stream cannot be sent twice, and kube sends none.
+            let body = body.try_clone().ok_or("a request that is a stream")?;
+            let answer = timeout(HEADERS_TIMEOUT, self.hyper.request(Request::from_parts(parts, body))).await;
+            match answer {
+                Ok(Ok(answer)) => {
+                    if answer.status().is_server_error() {
+                        self.endpoints.leave(called, &answer.status());
+                    }
+                    return Ok(bookmarks::observed(kind, answer, &self.freshness));
+                }
+                Ok(Err(error)) => {
+                    self.endpoints.leave(called, &innermost(&error));
+                    // Nothing has been sent, so nothing is asked for twice.
+                    if !error.is_connect() || attempts == 0 {
+                        return Err(error.into());
+                    }
+                }
+                Err(_) => {
+                    let reason = format!("no answer within {} s", HEADERS_TIMEOUT.as_secs());
+                    self.endpoints.leave(called, &reason);
+                    return Err(reason.into());
+                }
+            }
+        }
+    }
 }
 
 fn innermost(error: &dyn std::error::Error) -> String {

@@ -45,7 +45,16 @@ async fn client(server: &ApiServer) -> Client {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("kubeconfig");
     std::fs::write(&path, server.kubeconfig()).unwrap();
-    connect(Some(&path)).await.unwrap()
+    connect(Some(&path), &[], &Freshness::new()).await.unwrap()
+}
+
+/// An agent, and what it notes of its watches.
+async fn noted(server: &ApiServer, tuning: Tuning) -> (Agent, Freshness) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kubeconfig");
+    std::fs::write(&path, server.kubeconfig()).unwrap();
+    let freshness = Freshness::new();
+    (Agent::noting(connect(Some(&path), &[], &freshness).await.unwrap(), tuning, freshness.clone()), freshness)
 }
 
 /// What the agent knows from the events, kept as its index keeps it.
@@ -66,7 +75,11 @@ impl Agent {
     }
 
     fn with(client: Client, tuning: Tuning) -> Self {
-        let source = ApiSource::new(client, "node-1".to_owned(), tuning);
+        Self::noting(client, tuning, Freshness::new())
+    }
+
+    fn noting(client: Client, tuning: Tuning, freshness: Freshness) -> Self {
+        let source = ApiSource::new(client, "node-1".to_owned(), tuning, freshness);
         let (sender, events) = mpsc::channel(1);
         let task = tokio::spawn(async move { source.run(sender).await });
         let (objects, under, listed) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
@@ -401,7 +414,8 @@ async fn unknown_credentials_are_named() {
 
 #[tokio::test]
 async fn watches_of_many_nodes_do_not_end_in_step() {
-    let source = ApiSource::new(client(&server(Options::default()).await).await, "node-1".to_owned(), Tuning::default());
+    let source =
+        ApiSource::new(client(&server(Options::default()).await).await, "node-1".to_owned(), Tuning::default(), Freshness::new());
     let timeouts: BTreeSet<u32> = (0..200).filter_map(|_| source.config(Kind::Node, true).timeout).collect();
     assert!(timeouts.len() > 10 && timeouts.iter().all(|timeout| (240..=290).contains(timeout)), "{timeouts:?}");
 }
@@ -511,7 +525,7 @@ async fn a_server_that_does_not_speak_tls_is_trouble_and_no_more() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("kubeconfig");
     std::fs::write(&path, server.kubeconfig().replace("http://", "https://")).unwrap();
-    let mut agent = Agent::with(connect(Some(&path)).await.unwrap(), hasty());
+    let mut agent = Agent::with(connect(Some(&path), &[], &Freshness::new()).await.unwrap(), hasty());
     agent.until(|agent| !agent.troubles.is_empty()).await;
     assert!(
         agent.troubles[0].starts_with("cannot watch ") && agent.troubles[0].ends_with("; trying again"),
@@ -519,6 +533,80 @@ async fn a_server_that_does_not_speak_tls_is_trouble_and_no_more() {
         agent.troubles
     );
     println!("{}", agent.troubles[0]);
+}
+
+#[tokio::test]
+async fn j10_bookmarks_of_quiet_watches_are_signs_of_life() {
+    // Bookmarks are sent by the protocol's clock, which a test makes run faster.
+    let quick = Options { bookmark_seconds: 1, second: Duration::from_millis(20), ..Options::default() };
+    let server = server(quick).await;
+    let (agent, freshness) = noted(&server, hasty()).await;
+    let mut agent = agent;
+    agent.until_all_are_listed().await;
+    let told = agent.told.len();
+    for _ in 0..3 {
+        let then = std::time::Instant::now();
+        eventually("bookmarks are noted", || freshness.ages(then).values().all(Duration::is_zero)).await;
+    }
+    assert_eq!((agent.told.len(), agent.events.len()), (told, 0), "nothing was told");
+}
+
+#[tokio::test]
+async fn j10_watches_without_bookmarks_are_known_to_be_good_when_they_end_and_not_when_they_fail() {
+    let server = server(Options::default()).await;
+    let (mut agent, freshness) = noted(&server, hasty()).await;
+    agent.until_all_are_listed().await;
+    let then = std::time::Instant::now();
+    sleep(Duration::from_millis(50)).await;
+    assert!(freshness.ages(std::time::Instant::now()).values().all(|age| *age >= Duration::from_millis(50)), "nothing is heard");
+    server.cut_watches(Resource::Nodes);
+    eventually("the watch is open again", || asked(&server, Verb::Watch, Resource::Nodes).len() >= 2).await;
+    server.fail_next(Verb::Watch, Resource::EndpointSlices, 2, Fault::ErrorLine(500));
+    server.end_watches(Resource::Services);
+    eventually("an end is noted", || freshness.ages(then)[&Kind::Service].is_zero()).await;
+    assert!(!freshness.ages(then)[&Kind::Node].is_zero(), "a watch that breaks is no sign of life");
+    server.cut_watches(Resource::EndpointSlices);
+    agent.until(|agent| agent.troubles.iter().filter(|trouble| trouble.contains("500")).count() == 2).await;
+    assert!(!freshness.ages(then)[&Kind::EndpointSlice].is_zero(), "nor is one that answers with an error");
+}
+
+#[tokio::test]
+async fn j10_where_one_api_server_dies_another_goes_on() {
+    let (one, two) = (server(Options::default()).await, server(Options::default()).await);
+    // Both tell of the same cluster, so the second knows the versions of the first.
+    for server in [&one, &two] {
+        server.apply(service("web", 80)).unwrap();
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kubeconfig");
+    // What is configured is a VIP that nobody serves yet.
+    std::fs::write(&path, one.kubeconfig().replace(&one.url(), "http://192.0.2.1:1")).unwrap();
+    let endpoints = [&one, &two].map(|server| server.url().parse().unwrap());
+    let client = connect(Some(&path), &endpoints, &Freshness::new()).await.unwrap();
+    let mut agent = Agent::with(client, hasty());
+    agent.until_all_are_listed().await;
+    let watched = [Resource::Services, Resource::EndpointSlices, Resource::Nodes];
+    let open = |server: &ApiServer| watched.map(|resource| server.open_watches(resource)).iter().sum::<usize>();
+    let (used, spare) = if open(&one) > 0 { (one, two) } else { (two, one) };
+    assert_eq!((open(&used), open(&spare)), (3, 0), "one of them at a time");
+
+    drop(used);
+    spare.apply(service("web", 81)).unwrap();
+    agent.until(|agent| agent.port("web") == Some(81)).await;
+    eventually("all watches have moved", || open(&spare) == 3).await;
+    spare.delete(Resource::Services, "shop", "web");
+    agent.until(|agent| agent.names(Kind::Service).is_empty()).await;
+}
+
+#[tokio::test]
+async fn credentials_are_not_sent_unencrypted() {
+    let server = server(Options::default()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kubeconfig");
+    std::fs::write(&path, server.kubeconfig().replace("http://", "https://")).unwrap();
+    let endpoints = ["https://192.0.2.1:6443".parse().unwrap(), "http://192.0.2.2:8080".parse().unwrap()];
+    let error = connect(Some(&path), &endpoints, &Freshness::new()).await.map(drop).unwrap_err().to_string();
+    assert!(error.starts_with("--api-endpoints: credentials would go to http://192.0.2.2:8080 unencrypted"), "{error}");
 }
 
 #[tokio::test]
@@ -539,14 +627,14 @@ async fn a_kubeconfig_that_cannot_be_used_is_named() {
         path
     };
     let absent = directory.path().join("absent");
-    let error = connect(Some(&absent)).await.map(drop).unwrap_err().to_string();
+    let error = connect(Some(&absent), &[], &Freshness::new()).await.map(drop).unwrap_err().to_string();
     assert_eq!(error, format!("kubeconfig {} cannot be used: No such file or directory (os error 2)", absent.display()));
     let broken = at("broken", "clusters: [");
-    let error = connect(Some(&broken)).await.map(drop).unwrap_err().to_string();
+    let error = connect(Some(&broken), &[], &Freshness::new()).await.map(drop).unwrap_err().to_string();
     assert!(error.starts_with(&format!("kubeconfig {} cannot be used: ", broken.display())), "{error}");
     let empty = at("empty", "apiVersion: v1\nkind: Config\n");
-    let error = connect(Some(&empty)).await.map(drop).unwrap_err().to_string();
+    let error = connect(Some(&empty), &[], &Freshness::new()).await.map(drop).unwrap_err().to_string();
     assert!(error.ends_with("it needs a current-context whose cluster and user it defines"), "{error}");
-    let error = connect(None).await.map(drop).unwrap_err().to_string();
+    let error = connect(None, &[], &Freshness::new()).await.map(drop).unwrap_err().to_string();
     assert!(error.contains("pass --kubeconfig PATH, or --manifests PATH"), "{error}");
 }

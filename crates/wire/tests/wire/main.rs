@@ -13,4 +13,5 @@ compile_error!("the recordings, and some bytes spelled out, are those of a littl
 mod capture;
 mod golden;
 mod hostile;
+mod reading;
 mod round_trip;

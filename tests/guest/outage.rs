@@ -1,0 +1,152 @@
+//! Starts without an API server.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use testkit::manifest::{EndpointSlice, Service};
+use testkit::{Agent, Family, Netns, On, Process, Protocol, Result, World, answers, eventually, shares};
+
+use crate::support::{KernelState, PATIENCE, answered, ensure_same, node, real_servers, serving, target, virtual_servers};
+
+const WEB: &str = "10.96.0.10:80";
+
+/// Takes everything from a node that an agent has put there, as a reboot does.
+const FORGET: &str = "for tables in iptables ip6tables; do
+    for table in nat filter mangle raw; do $tables -w -t $table -F; $tables -w -t $table -X; done
+done
+ipvsadm -C && ip link delete kube-ipvs0 && ipset destroy";
+
+fn web(pod: &testkit::Pod) -> String {
+    EndpointSlice::ipv4("web").port("http", Protocol::Tcp, 8080).pod(pod).to_string()
+}
+
+fn metric(node: &Netns, name: &str) -> Result<String> {
+    let metrics = node.exec(&["wget", "-q", "-O", "-", "http://127.0.0.1:10249/metrics"])?;
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    Ok(line.with_context(|| format!("there is no {name}"))?.to_owned())
+}
+
+fn is_well(node: &Netns, path: &str) -> Result<bool> {
+    let url = format!("http://127.0.0.1:10256/{path}");
+    Ok(node.try_exec(&["wget", "-q", "-O", "-", &url])?.status.success())
+}
+
+/// The cluster of these tests: where its manifests go, an API server that tells of them, and where agents save what that tells.
+struct Cluster<'a> {
+    world: &'a World,
+    kubeconfig: PathBuf,
+    state: PathBuf,
+}
+
+impl<'a> Cluster<'a> {
+    /// With the Service `web` and its endpoint, and the Service `other` without any.
+    fn new(world: &'a World, pod: &testkit::Pod) -> Result<Self> {
+        let service = |name: &str, ip: &str| Service::new(name).cluster_ip(ip).port("http", Protocol::Tcp, 80, 8080).to_string();
+        world.write("node.yaml", &node().to_string())?;
+        world.write("web.yaml", &service("web", "10.96.0.10"))?;
+        world.write("endpoints.yaml", &web(pod))?;
+        world.write("other.yaml", &service("other", "10.96.0.11"))?;
+        let beside = |name| world.manifests().with_file_name(name);
+        Ok(Self { world, kubeconfig: beside("kubeconfig"), state: beside("state") })
+    }
+
+    fn api_server(&self, arguments: &[&str]) -> Result<Process> {
+        let (manifests, config) = (self.world.manifests().display().to_string(), self.kubeconfig.display().to_string());
+        let command = ["apiserver", "--listen", "127.0.0.1:8001", "--manifests", &manifests, "--write-kubeconfig", &config];
+        let mut server = self.world.node().start(&[&command[..], arguments].concat())?;
+        server.wait_for("listening on", PATIENCE)?;
+        Ok(server)
+    }
+
+    fn agent(&self) -> Result<Agent> {
+        self.world.agent_of_cluster(&self.kubeconfig, &["--state-dir", &self.state.display().to_string()])
+    }
+
+    /// Waits until everything is served and saved.
+    fn is_saved(&self) -> Result {
+        let calls = self.world.node().keep_calling_with(Protocol::Tcp, WEB, &["--interval-ms", "100", "--timeout-ms", "400"])?;
+        answered(&calls)?;
+        eventually(PATIENCE, || {
+            let saved = metric(self.world.node(), "kube_ipvs_saved_state_timestamp_seconds")?;
+            let files = [std::fs::read(self.state.join("base"))?, std::fs::read(self.state.join("journal"))?].concat();
+            let files = String::from_utf8_lossy(&files).into_owned();
+            ensure!(saved != "0" && ["default/web", "default/other", "10.244."].iter().all(|text| files.contains(text)), "{files}");
+            Ok(())
+        })
+    }
+}
+
+#[test]
+fn j10_a_restart_without_an_api_server_takes_nothing_from_what_the_kernel_holds() {
+    World::test(|world| {
+        let ((a, _serve_a), (b, _serve_b)) = (serving(world, "a", On::Node)?, serving(world, "b", On::Node2)?);
+        let cluster = Cluster::new(world, &a)?;
+        let mut server = cluster.api_server(&[])?;
+        let agent = cluster.agent()?;
+        cluster.is_saved()?;
+        server.kill()?;
+        agent.kill()?;
+        // As if the last that was told had not been saved: another endpoint, other weights, a Service that is gone from what was saved.
+        let (a, b) = (target(a.address(Family::V4), 8080), target(b.address(Family::V4), 8080));
+        let node = world.node();
+        node.exec(&["ipvsadm", "-a", "-t", WEB, "-r", &b, "-m", "-w", "1"])?;
+        node.exec(&["ipvsadm", "-e", "-t", WEB, "-r", &a, "-m", "-w", "0"])?;
+        let before = KernelState::of(node)?;
+
+        let mut agent = cluster.agent()?;
+        agent.process().wait_for("served is what was saved", PATIENCE)?;
+        // Longer than anything takes that follows from it.
+        std::thread::sleep(Duration::from_secs(5));
+        ensure_same(&before, &KernelState::of(node)?, "a start from what was saved has changed the kernel's state")?;
+
+        let _server = cluster.api_server(&["--resource-version", "1000"])?;
+        eventually(PATIENCE, || {
+            let servers = real_servers(node, "-t", WEB)?;
+            ensure!(servers.iter().any(|server| server.starts_with(&a) && server.ends_with("-w 1")), "{servers:?}");
+            ensure!(!servers.iter().any(|server| server.starts_with(&b) && !server.ends_with("-w 0")), "{servers:?}");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn j10_a_node_that_comes_up_without_an_api_server_serves_what_was_saved() {
+    World::test(|world| {
+        let ((a, _serve_a), (b, _serve_b)) = (serving(world, "a", On::Node)?, serving(world, "b", On::Node2)?);
+        let cluster = Cluster::new(world, &a)?;
+        let mut server = cluster.api_server(&[])?;
+        let agent = cluster.agent()?;
+        cluster.is_saved()?;
+        server.kill()?;
+        agent.kill()?;
+        world.node().exec(&["sh", "-c", FORGET])?;
+        ensure!(world.node().call_with(Protocol::Tcp, WEB, &["--timeout-ms", "400"])?.iter().all(|reply| reply.outcome.is_err()));
+
+        let mut agent = cluster.agent()?;
+        let call = |count| answers(world.ext().call(Protocol::Tcp, WEB, count)?);
+        eventually(PATIENCE, || call(1).map(drop))?;
+        let served = call(4)?;
+        assert_eq!(shares(&served).into_keys().collect::<Vec<_>>(), ["a"]);
+        ensure!(virtual_servers(world.node())?.iter().any(|line| line.contains("10.96.0.11:80")));
+        assert_eq!(metric(world.node(), "kube_ipvs_serves_saved_state")?, "1");
+        assert_eq!((is_well(world.node(), "healthz")?, is_well(world.node(), "livez")?), (false, true));
+        ensure!(agent.log()?.contains("served is what was saved"), "{}", agent.log()?);
+
+        // What has changed meanwhile, and what has gone.
+        world.write("endpoints.yaml", &web(&b))?;
+        world.remove("other.yaml")?;
+        let _server = cluster.api_server(&["--resource-version", "1000"])?;
+        eventually(PATIENCE, || {
+            let served = call(4)?;
+            let shares = shares(&served);
+            ensure!(shares.len() == 1 && shares.contains_key("b"), "{shares:?}");
+            ensure!(!virtual_servers(world.node())?.iter().any(|line| line.contains("10.96.0.11:80")));
+            ensure!(is_well(world.node(), "healthz")?);
+            Ok(())
+        })?;
+        assert_eq!(metric(world.node(), "kube_ipvs_serves_saved_state")?, "0");
+        ensure!(agent.process().ended()?.is_none(), "the agent ended");
+        Ok(())
+    });
+}
