@@ -8,6 +8,7 @@ mod defects;
 mod external;
 mod incremental;
 mod objects;
+mod parting;
 mod scheduling;
 mod selection;
 mod snapshots;
