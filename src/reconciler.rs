@@ -355,7 +355,12 @@ impl Reconciler {
         }
         let mut desired = self.ledger.desired(&scope);
         self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
-        self.drains.keep_leaving(&mut desired, &staying, &Known { ledger: &self.ledger, ours: None, complete: self.complete }, begun);
+        self.drains.keep_leaving(
+            &mut desired,
+            &staying,
+            &Known { ledger: &self.ledger, ours: None, complete: self.complete },
+            begun,
+        );
         let plan = self.planned(&desired, &held, &Ownership::Scope);
         if !plan.is_empty() {
             self.apply(&plan, pass, begun);

@@ -33,7 +33,13 @@ fn standings(node: &Node, key: &VirtualServerKey) -> Vec<Option<Standing>> {
 fn e1_an_endpoint_that_is_not_chosen_is_told_from_one_that_is_gone() {
     let [ready, unready] = [json!({"ready": true}), json!({"ready": false})];
     let terminating = json!({"ready": false, "serving": true, "terminating": true});
-    let all = [Some(Standing::Present), Some(Standing::Present), Some(Standing::Terminating), Some(Standing::Present), Some(Standing::Gone)];
+    let all = [
+        Some(Standing::Present),
+        Some(Standing::Present),
+        Some(Standing::Terminating),
+        Some(Standing::Present),
+        Some(Standing::Gone),
+    ];
     // Policy Local has a virtual server for others than those inside, and one for each of two policies.
     for spec in [
         json!({}),
