@@ -380,6 +380,7 @@ fn frontend_of(key: &VirtualServerKey, held: &State) -> Option<VirtualServerKey>
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU32;
+    use std::slice::from_ref;
 
     use super::*;
     use model::{Family, Scheduler};
@@ -496,7 +497,7 @@ mod tests {
     fn e1_who_vanishes_has_less_time_than_who_ends_or_is_not_ready() {
         let [present, terminating, gone] = [Standing::Present, Standing::Terminating, Standing::Gone].map(Followed::with);
         let vanished = |seconds| LIMITS.vanished + Duration::from_secs(seconds);
-        assert_eq!(lasts(&[gone.clone()]), vanished(0));
+        assert_eq!(lasts(from_ref(&gone)), vanished(0));
         assert_eq!(lasts(&[present.clone(), gone.clone(), gone.clone()]), vanished(1), "from when it vanished");
         assert_eq!(lasts(&[terminating.clone(), gone.clone()]), LIMITS.connections);
         assert_eq!(lasts(&[present.clone(), terminating, gone.clone()]), LIMITS.connections);
@@ -513,7 +514,7 @@ mod tests {
     fn a2_a_service_says_how_long_its_connections_are_kept_and_is_remembered() {
         let asked = Duration::from_secs(60);
         let sixty = Followed { drain_timeout: Some(asked), ..Followed::with(Standing::Terminating) };
-        assert_eq!(lasts(&[sixty.clone()]), asked);
+        assert_eq!(lasts(from_ref(&sixty)), asked);
         let vanished = Followed { second: Standing::Gone, ..sixty.clone() };
         assert_eq!(lasts(&[vanished]), LIMITS.vanished);
 

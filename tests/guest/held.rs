@@ -71,12 +71,7 @@ pub(crate) fn echoing(world: &World, name: &str, on: On) -> Result<(Pod, Process
 
 /// A Service in both families with a port over TCP, or SCTP.
 fn service(protocol: Protocol) -> Service {
-    service_of("web", 10, protocol)
-}
-
-fn service_of(name: &str, number: u8, protocol: Protocol) -> Service {
-    let service =
-        Family::ALL.iter().fold(Service::new(name), |service, family| service.cluster_ip(&vip(*family, number).to_string()));
+    let service = Family::ALL.iter().fold(Service::new("web"), |service, family| service.cluster_ip(&vip(*family, 10).to_string()));
     service.port("web", protocol, PORT, POD_PORT)
 }
 
@@ -89,20 +84,17 @@ enum Is {
 }
 
 fn slices(protocol: Protocol, pods: &[(&Pod, Is)]) -> String {
-    slices_of("web", protocol, pods)
+    Family::ALL.map(|family| slice_of("web", family, protocol, pods)).concat()
 }
 
-fn slices_of(service: &str, protocol: Protocol, pods: &[(&Pod, Is)]) -> String {
-    let of = |family| {
-        let slice = EndpointSlice::of(service, family).port("web", protocol, POD_PORT);
-        let with = |slice: EndpointSlice, (pod, is): &(&Pod, Is)| match is {
-            Is::Ready => slice.pod(pod),
-            Is::Unready => slice.pod(pod).unready(),
-            Is::Terminating => slice.pod(pod).terminating(),
-        };
-        pods.iter().fold(slice, with).to_string()
+fn slice_of(service: &str, family: Family, protocol: Protocol, pods: &[(&Pod, Is)]) -> String {
+    let slice = EndpointSlice::of(service, family).port("web", protocol, POD_PORT);
+    let with = |slice: EndpointSlice, (pod, is): &(&Pod, Is)| match is {
+        Is::Ready => slice.pod(pod),
+        Is::Unready => slice.pod(pod).unready(),
+        Is::Terminating => slice.pod(pod).terminating(),
     };
-    Family::ALL.map(of).concat()
+    pods.iter().fold(slice, with).to_string()
 }
 
 /// The weights that a pod has everywhere; none where it is no real server.
@@ -130,12 +122,18 @@ fn a3_500_flips_of_readiness_cost_none_of_200_busy_connections() {
     World::test(|world| {
         let [(a, _serve_a), (b, _serve_b)] = [echoing(world, "a", On::Node)?, echoing(world, "b", On::Node2)?];
         let client = world.pod("client", On::Node)?;
+        let family = |number: u8| if number.is_multiple_of(2) { Family::V4 } else { Family::V6 };
         let names: Vec<_> = (0..SERVICES).map(|number| (number, format!("web-{number}"))).collect();
         let write = |is_a, is_b| {
-            let slices = names.iter().map(|(_, name)| slices_of(name, Protocol::Tcp, &[(&a, is_a), (&b, is_b)]));
+            let pods = [(&a, is_a), (&b, is_b)];
+            let slices = names.iter().map(|(number, name)| slice_of(name, family(*number), Protocol::Tcp, &pods));
             world.write("endpoints.yaml", &slices.collect::<String>())
         };
-        let services = names.iter().map(|(number, name)| service_of(name, 10 + number, Protocol::Tcp).to_string());
+        let service = |(number, name): &(u8, String)| {
+            let service = Service::new(name).cluster_ip(&vip(family(*number), 10 + number).to_string());
+            service.port("web", Protocol::Tcp, PORT, POD_PORT).to_string()
+        };
+        let services = names.iter().map(service);
         world.write("web.yaml", &format!("{}{}", node(), services.collect::<String>()))?;
         write(Is::Ready, Is::Ready)?;
         let kubeconfig = world.manifests().with_file_name("kubeconfig");
@@ -144,13 +142,14 @@ fn a3_500_flips_of_readiness_cost_none_of_200_busy_connections() {
         let mut server = world.node().start(&apiserver)?;
         server.wait_for("listening on", PATIENCE)?;
         let _agent = world.agent_of_cluster(&kubeconfig, &[])?;
-        let everywhere = |pod, weight| has_weights(world, pod, &[weight; 2 * SERVICES as usize]);
+        let everywhere = |pod, weight| has_weights(world, pod, &[weight; SERVICES as usize]);
         everywhere(&a, 1)?;
         everywhere(&b, 1)?;
 
-        let targets = Family::ALL.into_iter().flat_map(|family| names.iter().map(move |(number, _)| vip(family, 10 + number)));
-        let open = |address| Held::open(&client, Protocol::Tcp, &target(address, PORT), 5, Duration::from_millis(1000));
-        let held = targets.map(open).collect::<Result<Vec<_>>>()?;
+        let open = |(number, _): &(u8, String)| {
+            Held::open(&client, Protocol::Tcp, &target(vip(family(*number), 10 + number), PORT), 10, Duration::from_millis(1000))
+        };
+        let held = names.iter().map(open).collect::<Result<Vec<_>>>()?;
         for _ in 0..ROUNDS {
             for (pod, is_a, is_b) in [(&a, Is::Unready, Is::Ready), (&b, Is::Ready, Is::Unready)] {
                 write(is_a, is_b)?;

@@ -39,7 +39,7 @@ enum Command {
     /// comes from a port of its own, from FIRST-PORT on. A series ends with its first call that has no answer
     Series,
     /// Keep connections to a server that echoes, and send a line over each now and then until it is lost. Prints "connected" when all are, "lost: WHY"
-    /// for each that is lost, and "held: COUNT" about every tenth of a second, which is how many lines have come back over all of them
+    /// for each that is lost, and "held: COUNT" about twice a second, which is how many lines have come back over all of them
     Hold(Hold),
 }
 
@@ -288,7 +288,7 @@ impl Hold {
                 });
             }
             loop {
-                thread::sleep(Duration::from_millis(100));
+                thread::sleep(Duration::from_millis(500));
                 println!("held: {}", held.load(Ordering::Relaxed));
             }
         })
