@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use desired::{InterfacePattern, PortRange};
+use desired::{InterfacePattern, PortRange, parse_duration};
 use ipnetwork::IpNetwork;
 use model::Scheduler;
 
@@ -176,9 +176,15 @@ pub(crate) struct Proxy {
     #[arg(long, default_value = "answer", value_name = "HOW")]
     pub(crate) vip_ping: VipPing,
 
-    /// How long a real server that leaves may keep its connections of TCP and SCTP
+    /// How long a real server that leaves may keep its connections of TCP and SCTP, unless the annotation kube-ipvs.io/drain-timeout of its
+    /// Service says otherwise
     #[arg(long, default_value = "15m", value_name = "DURATION", value_parser = duration)]
     pub(crate) drain_timeout: Duration,
+
+    /// How long a real server may keep its connections, at most, whose endpoint is gone without having been terminating before: it is
+    /// probably dead, and its clients are told so by a reset when they send next
+    #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = duration)]
+    pub(crate) vanished_drain_timeout: Duration,
 
     /// How long a real server that leaves may still answer datagrams
     #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
@@ -419,9 +425,9 @@ fn path_or_none(text: &str) -> Result<PathBuf, std::convert::Infallible> {
     Ok(PathBuf::from(text))
 }
 
-/// Reads a duration as Go and kubectl write it: `30s`, `1m30s`, `500ms`. It is above zero.
+/// Reads a duration that is above zero.
 fn duration(text: &str) -> Result<Duration, String> {
-    go_duration(text)
+    parse_duration(text)
         .filter(|duration| !duration.is_zero())
         .ok_or_else(|| "expected a duration above zero such as 30s, 500ms or 1m30s".to_owned())
 }
@@ -430,33 +436,11 @@ fn duration(text: &str) -> Result<Duration, String> {
 fn seconds(text: &str) -> Result<u32, String> {
     // The kernel counts in ticks, of which a kernel has at most 1,000 a second, and takes no more than an int of them (`ip_vs_set_timeout`).
     const MOST: u32 = i32::MAX.unsigned_abs() / 1000;
-    go_duration(text)
+    parse_duration(text)
         .filter(|duration| duration.subsec_nanos() == 0)
         .and_then(|duration| u32::try_from(duration.as_secs()).ok())
         .filter(|seconds| *seconds <= MOST)
         .ok_or_else(|| "expected whole seconds, at most 24 days, such as 900s or 2h15m, or 0s to leave it as it is".to_owned())
-}
-
-fn go_duration(text: &str) -> Option<Duration> {
-    let mut rest = text;
-    let mut total = Duration::ZERO;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let (number, after) = rest.split_at(digits);
-        let unit_end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
-        let (unit, after) = after.split_at(unit_end);
-        let number: u64 = number.parse().ok()?;
-        let milliseconds = match unit {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            _ => return None,
-        };
-        total = number.checked_mul(milliseconds).and_then(|ms| total.checked_add(Duration::from_millis(ms)))?;
-        rest = after;
-    }
-    (!text.is_empty()).then_some(total)
 }
 
 /// The same, or `0s`.

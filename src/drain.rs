@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
+use desired::{Parting, Standing};
 use kernel::HalfClosed;
 use model::{
     Member, Protocol, RealServer, RealServerCounters, RealServerKey, RealServers, Role, Scope, Set, State, Via, Vip, VirtualServer,
@@ -36,6 +37,8 @@ pub(crate) struct Limits {
     pub(crate) connections: Duration,
     /// Those of UDP, where the kernel tells no end: for answers that are on their way.
     pub(crate) datagrams: Duration,
+    /// Those whose endpoint is gone without having been terminating before, which are probably dead. No longer than the others in any case.
+    pub(crate) vanished: Duration,
 }
 
 /// Real servers that are leaving, with those virtual servers that leave as a whole.
@@ -45,14 +48,35 @@ pub(crate) struct Drains {
     leaving: BTreeMap<(VirtualServerKey, RealServerKey), Leaving>,
     /// The virtual servers that leave as a whole, each with the frontend that it served.
     whole: BTreeMap<VirtualServerKey, VirtualServerKey>,
+    /// What will matter of virtual servers, where that is anything, when their Service and its endpoints may be gone.
+    remembered: BTreeMap<VirtualServerKey, Remembered>,
     next_check: Option<Instant>,
+}
+
+/// A [`Parting`] for later.
+#[derive(Debug, Default)]
+struct Remembered {
+    drain_timeout: Option<Duration>,
+    terminating: BTreeSet<RealServerKey>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Leaving {
-    /// When it has to be gone.
+    /// When it has to be gone, whatever becomes of its endpoint.
     deadline: Instant,
+    endpoint: Endpoint,
     closing: Closing,
+}
+
+/// What was last seen of the endpoint of a real server that is leaving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Endpoint {
+    /// Nothing: it left while no agent was running, or somebody else made the real server.
+    Unseen,
+    Present,
+    Terminating,
+    /// Its end, which nothing had announced. When the real server has to be gone.
+    Vanished(Instant),
 }
 
 /// How far the last of its connections have come.
@@ -74,11 +98,20 @@ pub(crate) trait Surroundings {
 
     /// Whether a frontend is to be given up at once, because a machine or a process has it that cannot be reached otherwise.
     fn is_taken(&self, frontend: &VirtualServerKey) -> bool;
+
+    /// Whether real servers that nobody desires were desired until now. Not so at a start, of those that an earlier run has left.
+    fn were_desired(&self) -> bool;
+
+    /// How the endpoint of a real server stands; `None` where its virtual server is not desired.
+    fn standing(&self, key: &VirtualServerKey, real: &RealServerKey) -> Option<Standing>;
+
+    /// What matters when real servers leave a virtual server that is desired.
+    fn parting(&self, key: &VirtualServerKey) -> Option<Parting<'_>>;
 }
 
 impl Drains {
     pub(crate) const fn new(limits: Limits) -> Self {
-        Self { limits, leaving: BTreeMap::new(), whole: BTreeMap::new(), next_check: None }
+        Self { limits, leaving: BTreeMap::new(), whole: BTreeMap::new(), remembered: BTreeMap::new(), next_check: None }
     }
 
     /// How many real servers are leaving.
@@ -122,7 +155,13 @@ impl Drains {
             };
             let limit = match frontend {
                 VirtualServerKey::Address { protocol: Protocol::Udp, .. } => self.limits.datagrams,
-                VirtualServerKey::Address { .. } | VirtualServerKey::Mark { .. } => self.limits.connections,
+                VirtualServerKey::Address { .. } | VirtualServerKey::Mark { .. } => {
+                    let asked = match surroundings.parting(key) {
+                        Some(parting) => parting.drain_timeout,
+                        None => self.remembered.get(key).and_then(|remembered| remembered.drain_timeout),
+                    };
+                    asked.unwrap_or(self.limits.connections)
+                }
             };
             if desired.virtual_servers.contains_key(key) {
                 self.whole.remove(key);
@@ -131,7 +170,12 @@ impl Drains {
             }
             let none = VirtualServer { config: server.config, real_servers: RealServers::new() };
             let desired = desired.virtual_servers.entry(*key).or_insert(none);
-            self.keep_leaving_of(*key, desired, server, now + limit);
+            self.keep_leaving_of(*key, desired, server, limit, surroundings, now);
+        }
+        for key in desired.virtual_servers.keys() {
+            if let Some(parting) = surroundings.parting(key) {
+                self.remember(*key, parting);
+            }
         }
         self.keep_reachable(desired, held);
         self.next_check = (!self.leaving.is_empty()).then(|| self.next_check.unwrap_or(now + CHECK));
@@ -151,12 +195,31 @@ impl Drains {
         (leaves && !surroundings.is_taken(&frontend)).then_some(frontend)
     }
 
-    fn keep_leaving_of(&mut self, key: VirtualServerKey, desired: &mut VirtualServer, held: &VirtualServer, deadline: Instant) {
+    fn keep_leaving_of(
+        &mut self,
+        key: VirtualServerKey,
+        desired: &mut VirtualServer,
+        held: &VirtualServer,
+        limit: Duration,
+        surroundings: &impl Surroundings,
+        now: Instant,
+    ) {
+        let terminated = self.remembered.get(&key).map(|remembered| &remembered.terminating);
         for (real, server) in &held.real_servers {
             if desired.real_servers.contains_key(real) {
                 self.leaving.remove(&(key, *real));
             } else {
-                self.leaving.entry((key, *real)).or_insert(Leaving { deadline, closing: Closing::Open { look: None } });
+                let leaving = self.leaving.entry((key, *real)).or_insert_with(|| {
+                    let endpoint = if terminated.is_some_and(|terminated| terminated.contains(real)) {
+                        Endpoint::Terminating
+                    } else if surroundings.were_desired() && server.weight > 0 {
+                        Endpoint::Present
+                    } else {
+                        Endpoint::Unseen
+                    };
+                    Leaving { deadline: now + limit, endpoint, closing: Closing::Open { look: None } }
+                });
+                leaving.endpoint = leaving.endpoint.followed_by(surroundings.standing(&key, real), now + self.limits.vanished);
                 desired.real_servers.insert(*real, RealServer { weight: 0, ..*server });
             }
         }
@@ -231,7 +294,7 @@ impl Drains {
                 };
             }
             let closed = matches!(leaving.closing, Closing::Closed(since) if now >= since + CLOSED);
-            if (active == 0 && inactive == 0) || closed || leaving.deadline <= now {
+            if (active == 0 && inactive == 0) || closed || leaving.has_no_time(now) {
                 gone.insert(*real);
             }
         }
@@ -247,8 +310,17 @@ impl Drains {
         self.next_check = (!self.leaving.is_empty()).then(|| now + CHECK);
     }
 
+    fn remember(&mut self, key: VirtualServerKey, Parting { drain_timeout, terminating }: Parting<'_>) {
+        if drain_timeout.is_none() && terminating.is_empty() {
+            self.remembered.remove(&key);
+        } else {
+            self.remembered.insert(key, Remembered { drain_timeout, terminating: terminating.iter().copied().collect() });
+        }
+    }
+
     fn forget(&mut self, key: VirtualServerKey) {
         self.whole.remove(&key);
+        self.remembered.remove(&key);
         let gone: Vec<_> = self.leaving.range(real_servers_of(key)).map(|(of, _)| *of).collect();
         for of in &gone {
             self.leaving.remove(of);
@@ -260,7 +332,26 @@ impl Drains {
     }
 }
 
+impl Endpoint {
+    /// What has been seen of it when it stands like this now. One that vanishes has to be gone by `deadline`.
+    const fn followed_by(self, standing: Option<Standing>, deadline: Instant) -> Self {
+        match standing {
+            None => self,
+            Some(Standing::Present) => Self::Present,
+            Some(Standing::Terminating) => Self::Terminating,
+            Some(Standing::Gone) => match self {
+                Self::Present => Self::Vanished(deadline),
+                Self::Unseen | Self::Terminating | Self::Vanished(_) => self,
+            },
+        }
+    }
+}
+
 impl Leaving {
+    fn has_no_time(&self, now: Instant) -> bool {
+        self.deadline <= now || matches!(self.endpoint, Endpoint::Vanished(deadline) if deadline <= now)
+    }
+
     /// Whether its connections are to be looked at, should they be closing.
     fn is_due(&self, now: Instant) -> bool {
         matches!(self.closing, Closing::Open { look } if look.is_none_or(|look| look <= now))
@@ -289,11 +380,13 @@ fn frontend_of(key: &VirtualServerKey, held: &State) -> Option<VirtualServerKey>
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU32;
+    use std::slice::from_ref;
 
     use super::*;
     use model::{Family, Scheduler};
 
-    const LIMITS: Limits = Limits { connections: Duration::from_secs(900), datagrams: Duration::from_secs(2) };
+    const LIMITS: Limits =
+        Limits { connections: Duration::from_secs(900), datagrams: Duration::from_secs(2), vanished: Duration::from_secs(10) };
 
     fn key(protocol: Protocol) -> VirtualServerKey {
         VirtualServerKey::address("10.96.0.1".parse().unwrap(), protocol, 80)
@@ -331,6 +424,114 @@ mod tests {
         fn is_taken(&self, frontend: &VirtualServerKey) -> bool {
             frontend.to_string().contains(TAKEN)
         }
+
+        fn were_desired(&self) -> bool {
+            true
+        }
+
+        fn standing(&self, _: &VirtualServerKey, _: &RealServerKey) -> Option<Standing> {
+            None
+        }
+
+        fn parting(&self, _: &VirtualServerKey) -> Option<Parting<'_>> {
+            None
+        }
+    }
+
+    /// A Service over TCP that [`itself`] is.
+    #[derive(Clone)]
+    struct Followed {
+        second: Standing,
+        terminating: Vec<RealServerKey>,
+        drain_timeout: Option<Duration>,
+        were_desired: bool,
+    }
+
+    impl Followed {
+        fn with(second: Standing) -> Self {
+            Self { second, terminating: Vec::new(), drain_timeout: None, were_desired: true }
+        }
+    }
+
+    impl Surroundings for Followed {
+        fn frontend(&self, key: &VirtualServerKey) -> Option<VirtualServerKey> {
+            itself().frontend(key)
+        }
+
+        fn is_ours(&self, _: &VirtualServerKey) -> bool {
+            true
+        }
+
+        fn is_taken(&self, _: &VirtualServerKey) -> bool {
+            false
+        }
+
+        fn were_desired(&self) -> bool {
+            self.were_desired
+        }
+
+        fn standing(&self, _: &VirtualServerKey, asked: &RealServerKey) -> Option<Standing> {
+            Some(if *asked == real(2) { self.second } else { Standing::Present })
+        }
+
+        fn parting(&self, _: &VirtualServerKey) -> Option<Parting<'_>> {
+            Some(Parting { drain_timeout: self.drain_timeout, terminating: &self.terminating })
+        }
+    }
+
+    /// When the second real server goes that has connections to its end, after these seconds in which `lives` are seen.
+    fn lasts(lives: &[Followed]) -> Duration {
+        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
+        let held = state(Protocol::Tcp, &[1, 2]);
+        for (seconds, life) in (0..).zip(lives) {
+            let mut desired = state(Protocol::Tcp, if life.terminating.is_empty() { &[1] } else { &[1, 2] });
+            drains.keep_leaving(&mut desired, &held, life, start + Duration::from_secs(seconds));
+        }
+        let goes = |seconds: &u64| {
+            drains.let_go(key(Protocol::Tcp), &counted(2, 1), None, start + Duration::from_secs(*seconds)).contains(&real(2))
+        };
+        Duration::from_secs((0..2000).find(goes).unwrap())
+    }
+
+    #[test]
+    fn e1_who_vanishes_has_less_time_than_who_ends_or_is_not_ready() {
+        let [present, terminating, gone] = [Standing::Present, Standing::Terminating, Standing::Gone].map(Followed::with);
+        let vanished = |seconds| LIMITS.vanished + Duration::from_secs(seconds);
+        assert_eq!(lasts(from_ref(&gone)), vanished(0));
+        assert_eq!(lasts(&[present.clone(), gone.clone(), gone.clone()]), vanished(1), "from when it vanished");
+        assert_eq!(lasts(&[terminating.clone(), gone.clone()]), LIMITS.connections);
+        assert_eq!(lasts(&[present.clone(), terminating, gone.clone()]), LIMITS.connections);
+        assert_eq!(lasts(&[gone.clone(), present.clone()]), LIMITS.connections, "between two slices it is in neither");
+        assert_eq!(lasts(&[present]), LIMITS.connections);
+
+        let last_one = Followed { terminating: vec![real(2)], ..Followed::with(Standing::Terminating) };
+        assert_eq!(lasts(&[last_one, gone.clone()]), LIMITS.connections + CHECK, "it served while it terminated");
+        let at_start = Followed { were_desired: false, ..gone.clone() };
+        assert_eq!(lasts(&[at_start, gone]), LIMITS.connections, "nobody knows how it went");
+    }
+
+    #[test]
+    fn a2_a_service_says_how_long_its_connections_are_kept_and_is_remembered() {
+        let asked = Duration::from_secs(60);
+        let sixty = Followed { drain_timeout: Some(asked), ..Followed::with(Standing::Terminating) };
+        assert_eq!(lasts(from_ref(&sixty)), asked);
+        let vanished = Followed { second: Standing::Gone, ..sixty.clone() };
+        assert_eq!(lasts(&[vanished]), LIMITS.vanished);
+
+        // The Service is gone by the time that its connections are to be kept.
+        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
+        let (udp, datagrams_counted) = (key(Protocol::Udp), counted(2, 9));
+        let (key, held) = frontend("10.96.0.9", 80);
+        drains.keep_leaving(&mut held.clone(), &held, &sixty, start);
+        kept(&mut drains, &held, &NOTHING, start);
+        let counted = [1, 2].map(|host| (real(host), RealServerCounters { active: 1, ..RealServerCounters::default() })).into();
+        assert!(drains.let_go(key, &counted, None, start + asked - CHECK).is_empty());
+        assert_eq!(drains.let_go(key, &counted, None, start + asked).len(), 2);
+
+        let datagrams = state(Protocol::Udp, &[1, 2]);
+        drains.keep_leaving(&mut state(Protocol::Udp, &[1]), &datagrams, &sixty, start);
+        let gone = drains.let_go(udp, &datagrams_counted, None, start + LIMITS.datagrams);
+        assert_eq!(gone, [real(2)].into(), "datagrams are not connections");
     }
 
     /// All that a test wants.

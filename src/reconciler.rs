@@ -10,10 +10,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use desired::{Config, Ledger};
+use desired::{Config, Ledger, Parting, Standing};
 use ipnetwork::IpNetwork;
 use kernel::{Failure, Kernel, Leftovers, Mode, Part, Report, Timeouts, sysctl};
-use model::{Family, Rules, Scheduler, Scope, Set, State, Via, Vip, VirtualServerKey};
+use model::{Family, RealServerKey, Rules, Scheduler, Scope, Set, State, Via, Vip, VirtualServerKey};
 use plan::{Order, Ownership, Plan, Step, plan};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
@@ -166,6 +166,8 @@ struct Known<'a> {
     /// What was observed of the whole node, and the networks in which nothing is removed; `None` for states that hold nothing but what was
     /// desired once.
     ours: Option<(&'a State, &'a [IpNetwork])>,
+    /// Whether everything that exists was known when the virtual servers were last brought in line.
+    complete: bool,
 }
 
 impl Surroundings for Known<'_> {
@@ -181,6 +183,18 @@ impl Surroundings for Known<'_> {
 
     fn is_taken(&self, frontend: &VirtualServerKey) -> bool {
         self.ledger.is_taken(frontend)
+    }
+
+    fn were_desired(&self) -> bool {
+        self.complete
+    }
+
+    fn standing(&self, key: &VirtualServerKey, real: &RealServerKey) -> Option<Standing> {
+        self.ledger.standing(key, real.address)
+    }
+
+    fn parting(&self, key: &VirtualServerKey) -> Option<Parting<'_>> {
+        self.ledger.parting(key)
     }
 }
 
@@ -312,7 +326,12 @@ impl Reconciler {
             // What the kernel holds besides was perhaps told after the last time that it was saved.
             self.planned(&desired, &held, &Ownership::Scope).additions()
         } else {
-            self.drains.keep_leaving(&mut desired, &held, &Known { ledger: &self.ledger, ours: None }, begun);
+            self.drains.keep_leaving(
+                &mut desired,
+                &held,
+                &Known { ledger: &self.ledger, ours: None, complete: self.complete },
+                begun,
+            );
             self.planned(&desired, &held, &Ownership::Scope)
         };
         self.apply(&plan, Pass::Change, begun);
@@ -350,7 +369,12 @@ impl Reconciler {
         }
         let mut desired = self.ledger.desired(&scope);
         self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
-        self.drains.keep_leaving(&mut desired, &staying, &Known { ledger: &self.ledger, ours: None }, begun);
+        self.drains.keep_leaving(
+            &mut desired,
+            &staying,
+            &Known { ledger: &self.ledger, ours: None, complete: self.complete },
+            begun,
+        );
         let plan = self.planned(&desired, &held, &Ownership::Scope);
         if !plan.is_empty() {
             self.apply(&plan, pass, begun);
@@ -591,7 +615,8 @@ impl Reconciler {
         desired.rules.clone_from(&self.rules);
         self.schedulers.ask_again(&desired, |scheduler| self.kernel.offers(scheduler));
         self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
-        let known = Known { ledger: &self.ledger, ours: Some((&observed, &self.settings.excluded)) };
+        let ours = Some((&observed, self.settings.excluded.as_slice()));
+        let known = Known { ledger: &self.ledger, ours, complete: pass != Pass::Start };
         self.drains.keep_leaving(&mut desired, &observed, &known, begun);
         let ownership = Ownership::Node { excluded: &self.settings.excluded };
         let plan = self.planned(&desired, &observed, &ownership);

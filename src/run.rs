@@ -85,7 +85,11 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
         excluded: arguments.proxy.exclude_cidrs.clone(),
         audit_period: arguments.audit_period,
         check_period: arguments.check_period,
-        drain: Limits { connections: arguments.proxy.drain_timeout, datagrams: arguments.proxy.udp_drain_timeout },
+        drain: Limits {
+            connections: arguments.proxy.drain_timeout,
+            datagrams: arguments.proxy.udp_drain_timeout,
+            vanished: arguments.proxy.vanished_drain_timeout,
+        },
         timeouts: Timeouts {
             tcp: arguments.proxy.ipvs_tcp_timeout,
             tcp_fin: arguments.proxy.ipvs_tcpfin_timeout,

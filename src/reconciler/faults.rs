@@ -290,7 +290,7 @@ fn live(percent: u64, seed: u64) {
         check_period: Duration::from_millis(200),
         timeouts: Timeouts { tcp: 0, tcp_fin: 0, udp: 0 },
         take_over: false,
-        drain: Limits { connections: Duration::from_secs(1), datagrams: Duration::from_secs(1) },
+        drain: Limits { connections: Duration::from_secs(1), datagrams: Duration::from_secs(1), vanished: Duration::from_secs(1) },
     };
     let mailbox = Mailbox::default();
     let running = spawn(kernel, settings, mailbox.clone(), News::default(), Metrics::new().unwrap()).unwrap();

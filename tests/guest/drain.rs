@@ -18,6 +18,12 @@ fn slice(pods: &[&Pod]) -> String {
     pods.iter().fold(slice, |slice, pod| slice.pod(pod)).to_string()
 }
 
+/// The same, beside a pod that terminates.
+fn slice_beside(pods: &[&Pod], terminating: &Pod) -> String {
+    let slice = EndpointSlice::ipv4("web").port("http", Protocol::Tcp, 8080);
+    pods.iter().fold(slice, |slice, pod| slice.pod(pod)).pod(terminating).terminating().to_string()
+}
+
 fn service() -> Service {
     Service::new("web").cluster_ip("10.96.0.10").port("http", Protocol::Tcp, 80, 8080)
 }
@@ -67,7 +73,7 @@ fn a2_a3_a_real_server_that_leaves_keeps_its_connection_and_gets_its_weight_back
     World::test(|world| {
         let ([busy, other], _processes, connection) = connect(world, &[])?;
         for _ in 0..3 {
-            world.write("endpoints.yaml", &slice(&[&other]))?;
+            world.write("endpoints.yaml", &slice_beside(&[&other], &busy))?;
             eventually(PATIENCE, || {
                 ensure!(weight(world, &busy)?.as_deref() == Some("0"));
                 Ok(())
@@ -103,7 +109,7 @@ fn a2_at_its_deadline_a_real_server_goes_and_its_clients_are_told() {
 fn a4_a_drain_goes_on_after_a_restart_and_an_idle_server_goes_at_once() {
     World::test(|world| {
         let ([busy, other], mut processes, connection) = connect(world, &[])?;
-        world.write("endpoints.yaml", &slice(&[&other]))?;
+        world.write("endpoints.yaml", &slice_beside(&[&other], &busy))?;
         eventually(PATIENCE, || {
             ensure!(weight(world, &busy)?.as_deref() == Some("0"));
             Ok(())

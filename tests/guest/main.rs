@@ -12,6 +12,7 @@ mod drain;
 mod events;
 mod foreign;
 mod handover;
+mod held;
 mod matrix;
 mod outage;
 mod policies;

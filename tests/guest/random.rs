@@ -1,13 +1,25 @@
 //! Random lives of Services: an agent that followed every change leaves the kernel as one that starts with the end result.
 
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
-use testkit::{Result, World, eventually};
+use testkit::manifest::{EndpointSlice, Service};
+use testkit::{Family, On, Pod, Protocol, Result, World, eventually};
 
-use crate::support::{KernelState, PATIENCE, ensure_same, node, started};
+use crate::held::{Held, echoing};
+use crate::support::{KernelState, PATIENCE, POD_PORT, ensure_all_answered, ensure_same, node, started, target, vip};
 
 const SERVICES: u64 = 4;
 const CHANGES: usize = 12;
+
+/// For how long agents are killed.
+const KILLING: Duration = Duration::from_secs(25);
+/// Longer than an agent needs, so that it is killed in all that it does.
+const LONGEST_LIFE_MS: u64 = 1500;
+/// After how many kills one is left to finish.
+const KILLS: u32 = 6;
 
 /// A xorshift generator (Marsaglia, 2003): the same lives on every machine.
 struct Random(u64);
@@ -151,4 +163,63 @@ fn random_life_2() {
 #[test]
 fn random_life_3() {
     live(0x94d0_49bb_1331_11eb);
+}
+
+/// A Service that stays as it is: a port whose servers echo, and one whose servers answer.
+fn steady(pods: &[&Pod]) -> String {
+    let service =
+        Family::ALL.iter().fold(Service::new("steady"), |service, family| service.cluster_ip(&vip(*family, 90).to_string()));
+    let service = service.port("echo", Protocol::Tcp, 80, POD_PORT).port("answer", Protocol::Tcp, 81, POD_PORT + 1);
+    let slice = |family| {
+        let slice = EndpointSlice::of("steady", family).port("echo", Protocol::Tcp, POD_PORT);
+        let slice = slice.port("answer", Protocol::Tcp, POD_PORT + 1);
+        pods.iter().fold(slice, |slice, pod| slice.pod(pod)).to_string()
+    };
+    format!("{service}{}", Family::ALL.map(slice).concat())
+}
+
+fn kills(world: &World, seed: u64) -> Result {
+    let fresh = World::new()?;
+    let mut random = Random(seed);
+    let [(a, _echo_a), (b, _echo_b)] = [echoing(world, "a", On::Node)?, echoing(world, "b", On::Node2)?];
+    let _answering = [a.serve(POD_PORT + 1)?, b.serve(POD_PORT + 1)?];
+    let client = world.pod("client", On::Node)?;
+    for world in [world, &fresh] {
+        world.write("node.yaml", &node().to_string())?;
+        world.write("steady.yaml", &steady(&[&a, &b]))?;
+    }
+    let mut agent = started(world, &[])?;
+    let open = |family| Held::open(&client, Protocol::Tcp, &target(vip(family, 90), 80), 20, Duration::from_millis(300));
+    let held = Family::ALL.into_iter().map(open).collect::<Result<Vec<_>>>()?;
+    // A busy guest loses a first packet now and then, which is sent again after a second.
+    let patient = ["--interval-ms", "120", "--timeout-ms", "4000"];
+    let call = |family| client.keep_calling_with(Protocol::Tcp, &target(vip(family, 90), 81), &patient);
+    let calls = Family::ALL.into_iter().map(call).collect::<Result<Vec<_>>>()?;
+
+    let begun = Instant::now();
+    let mut changes = Vec::new();
+    while begun.elapsed() < KILLING {
+        for _ in 0..KILLS {
+            for _ in 0..=random.below(3) {
+                changes.push(change(world, &fresh, &mut random)?);
+            }
+            thread::sleep(Duration::from_millis(random.below(LONGEST_LIFE_MS)));
+            agent.kill()?;
+            agent = world.agent(&[])?;
+        }
+        pass(&fresh)?;
+        let wanted = state(&fresh)?;
+        eventually(PATIENCE, || ensure_same(&wanted, &state(world)?, "it differs from one that was not killed"))
+            .with_context(|| format!("after\n{}", changes.join("\n")))?;
+        held.iter().try_for_each(|held| held.go_on(40))?;
+    }
+    calls.into_iter().try_for_each(|calls| ensure_all_answered(&calls.stop()?))
+}
+
+#[test]
+fn a4_an_agent_that_is_killed_at_random_moments_converges_and_harms_no_connection() {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    // Never zero, which the generator would not leave.
+    let seed = u64::from(now.subsec_nanos()) << 32 | u64::from(now.subsec_nanos()) | 1;
+    World::test(|world| kills(world, seed).with_context(|| format!("with the seed {seed:#x}")));
 }

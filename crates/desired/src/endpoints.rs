@@ -43,7 +43,7 @@ impl Hint {
 pub(crate) struct Candidate {
     ready: bool,
     serving: bool,
-    terminating: bool,
+    pub(crate) terminating: bool,
     pub(crate) local: bool,
     node_hint: Hint,
     zone_hint: Hint,

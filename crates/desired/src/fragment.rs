@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use model::{
@@ -33,6 +34,9 @@ pub struct Fragment {
     /// By key, without duplicates.
     frontends: Box<[Frontend]>,
     pools: Box<[Pool]>,
+    /// By port and family.
+    apart: Box<[Apart]>,
+    drain_timeout: Option<Duration>,
     /// Endpoints on this node, ready or not.
     local: Box<[(RealServerKey, Protocol)]>,
     /// The networks that may call guarded frontends.
@@ -111,6 +115,35 @@ pub enum TrafficPolicy {
     External,
 }
 
+/// How an endpoint stands that is, or was, a real server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is there and is not about to go: ready or not, chosen for this node or not.
+    Present,
+    /// It has been told to end.
+    Terminating,
+    /// No slice of its Service has it any more.
+    Gone,
+}
+
+/// What there is to know of a desired virtual server for when its real servers leave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parting<'a> {
+    /// How long their connections of TCP and SCTP are kept, where the Service says so.
+    pub drain_timeout: Option<Duration>,
+    /// Those that still serve while they terminate, as the last ones of a port do; in order.
+    pub terminating: &'a [RealServerKey],
+}
+
+/// The endpoints of a port that are in none of its pools, because they are not ready, or terminate, or others are chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Apart {
+    /// In order.
+    present: Box<[IpAddr]>,
+    /// In order.
+    terminating: Box<[IpAddr]>,
+}
+
 /// The real servers behind a port, shared by all of its frontends of one family that spread over the same endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Pool {
@@ -120,6 +153,10 @@ struct Pool {
     real_servers: Box<[RealServerKey]>,
     /// Those of another weight than 1, in order.
     weights: Box<[(RealServerKey, u16)]>,
+    /// Those that still serve while they terminate, in order.
+    terminating: Box<[RealServerKey]>,
+    /// Which port of which family it is of: an index into [`Fragment::apart`].
+    port: u32,
     /// Whether policy `Local` leaves it empty although there are endpoints on other nodes.
     only_elsewhere: bool,
 }
@@ -304,6 +341,7 @@ impl Fragment {
                     Reach::Cluster => (pools.reaching(Reach::Cluster), None),
                     Reach::Node => (pools.reaching(Reach::Node), Some(pools.reaching(Reach::Cluster))),
                 });
+                builder.set_apart(&candidates);
                 let mut add = |kind, address, port_number, (pool, in_cluster), guard| {
                     let own = kind != FrontendKind::ClusterIp && facts.has(address);
                     let protocol = port.protocol;
@@ -326,6 +364,7 @@ impl Fragment {
             builder.health_checks.extend(check.map(|check| (family, check)));
         }
         problems.extend(not_here.finish());
+        builder.drain_timeout = service.drain_timeout;
         builder.finish(service.created, problems)
     }
 
@@ -416,6 +455,35 @@ impl Fragment {
         })
     }
 
+    /// How the endpoint at `address` of the port behind the frontend `key` stands, whatever its port number is.
+    pub(crate) fn standing(&self, key: &VirtualServerKey, address: IpAddr) -> Option<Standing> {
+        let port = self.pool(key)?.port;
+        let mut pools = self.pools.iter().filter(|pool| pool.port == port);
+        let apart = self.apart.get(usize::try_from(port).ok()?)?;
+        let has = |addresses: &[IpAddr]| addresses.binary_search(&address).is_ok();
+        Some(if has(&apart.terminating) || pools.clone().any(|pool| has_address(&pool.terminating, address)) {
+            Standing::Terminating
+        } else if has(&apart.present) || pools.any(|pool| has_address(&pool.real_servers, address)) {
+            Standing::Present
+        } else {
+            Standing::Gone
+        })
+    }
+
+    /// What matters when real servers leave the virtual server for `key`.
+    pub(crate) fn parting(&self, key: &VirtualServerKey) -> Option<Parting<'_>> {
+        self.pool(key).map(|pool| self.parting_of(pool))
+    }
+
+    /// The same for callers inside the cluster, where policy `Local` sets them apart.
+    pub(crate) fn in_cluster_parting(&self, key: &VirtualServerKey) -> Option<Parting<'_>> {
+        self.in_cluster_pool(key).map(|pool| self.parting_of(pool))
+    }
+
+    fn parting_of<'a>(&self, pool: &'a Pool) -> Parting<'a> {
+        Parting { drain_timeout: self.drain_timeout, terminating: &pool.terminating }
+    }
+
     /// What it claims and others have, without duplicates.
     pub(crate) fn taken(&self) -> &[Taken] {
         &self.taken
@@ -427,16 +495,19 @@ impl Fragment {
         &self.problems
     }
 
-    /// Whether `key` is served the same way here and in `other`, by both of its virtual servers.
+    /// Whether `key` is served the same way here and in `other`, by both of its virtual servers, and will be when its real servers leave.
     pub(crate) fn serves_like(&self, other: &Self, key: &VirtualServerKey) -> bool {
         let alike = |one: Option<&Pool>, two: Option<&Pool>| match (one, two) {
             (Some(one), Some(two)) => {
-                (one.config, &one.real_servers, &one.weights) == (two.config, &two.real_servers, &two.weights)
+                (one.config, &one.real_servers, &one.weights, &one.terminating)
+                    == (two.config, &two.real_servers, &two.weights, &two.terminating)
             }
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,
         };
-        alike(self.pool(key), other.pool(key)) && alike(self.in_cluster_pool(key), other.in_cluster_pool(key))
+        self.drain_timeout == other.drain_timeout
+            && alike(self.pool(key), other.pool(key))
+            && alike(self.in_cluster_pool(key), other.in_cluster_pool(key))
     }
 
     fn pool(&self, key: &VirtualServerKey) -> Option<&Pool> {
@@ -464,6 +535,12 @@ impl Pool {
     }
 }
 
+/// Whether any of `keys`, which are in order, has `address`.
+fn has_address(keys: &[RealServerKey], address: IpAddr) -> bool {
+    let first = keys.partition_point(|key| key.address < address);
+    keys.get(first).is_some_and(|key| key.address == address)
+}
+
 /// Who may call a load balancer's addresses of `family`.
 fn guard(ranges: Option<&[IpNetwork]>, family: Family, config: &Config, facts: &NodeFacts) -> Guard {
     let Some(ranges) = ranges else { return Guard::Open };
@@ -482,6 +559,8 @@ fn guard(ranges: Option<&[IpNetwork]>, family: Family, config: &Config, facts: &
 struct Builder {
     frontends: Vec<Frontend>,
     pools: Vec<Pool>,
+    apart: Vec<Apart>,
+    drain_timeout: Option<Duration>,
     local: Vec<(RealServerKey, Protocol)>,
     ranges: Box<[IpNetwork]>,
     health_checks: Vec<(Family, HealthCheck)>,
@@ -514,6 +593,8 @@ impl Pools<'_> {
         let real_servers = endpoints::select(self.candidates, reach);
         let weight = |key: &RealServerKey| self.candidates.get(key).map_or(1, |candidate| candidate.weight);
         let weights = real_servers.iter().map(|key| (*key, weight(key))).filter(|(_, weight)| *weight != 1).collect();
+        let terminates = |key: &&RealServerKey| self.candidates.get(key).is_some_and(|candidate| candidate.terminating);
+        let terminating = real_servers.iter().filter(terminates).copied().collect();
         let elsewhere = || !endpoints::select(self.candidates, Reach::Cluster).is_empty();
         self.builder.pools.push(Pool {
             only_elsewhere: reach == Reach::Node && real_servers.is_empty() && elsewhere(),
@@ -521,6 +602,8 @@ impl Pools<'_> {
             config: virtual_server_config(service, port, config, family),
             real_servers: real_servers.into(),
             weights,
+            terminating,
+            port: self.builder.port(),
         });
         *made = Some(index);
         index
@@ -528,6 +611,31 @@ impl Pools<'_> {
 }
 
 impl Builder {
+    /// The port whose pools are being made.
+    fn port(&self) -> u32 {
+        u32::try_from(self.apart.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Goes on to the next port, when all pools of one with these endpoints are made.
+    fn set_apart(&mut self, candidates: &BTreeMap<RealServerKey, Candidate>) {
+        let port = self.port();
+        let pools: Vec<_> = self.pools.iter().rev().take_while(|pool| pool.port == port).collect();
+        // As with most Services.
+        if pools.iter().any(|pool| pool.real_servers.len() == candidates.len()) {
+            self.apart.push(Apart::default());
+            return;
+        }
+        let is_apart = |key: &RealServerKey| !pools.iter().any(|pool| pool.real_servers.binary_search(key).is_ok());
+        let addresses = |terminating: bool| {
+            let others = candidates.iter().filter(|(key, candidate)| candidate.terminating == terminating && is_apart(key));
+            let mut addresses: Vec<_> = others.map(|(key, _)| key.address).collect();
+            addresses.dedup();
+            addresses.into()
+        };
+        let apart = Apart { present: addresses(false), terminating: addresses(true) };
+        self.apart.push(apart);
+    }
+
     fn finish(mut self, created: i64, problems: Vec<Problem>) -> Fragment {
         self.frontends.sort_by_key(|frontend| (frontend.key(), frontend.kind));
         self.frontends.dedup_by(|again, first| {
@@ -546,6 +654,8 @@ impl Builder {
             created,
             frontends: self.frontends.into(),
             pools: self.pools.into(),
+            apart: self.apart.into(),
+            drain_timeout: self.drain_timeout,
             local: self.local.into(),
             ranges: self.ranges,
             health_checks: self.health_checks.into(),

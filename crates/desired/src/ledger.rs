@@ -9,7 +9,7 @@ use std::num::NonZeroU32;
 use model::{Family, Member, Scope, Set, SetState, State, Via, Vip, VirtualServerKey};
 
 use crate::config::Config;
-use crate::fragment::{Fragment, Frontend, Taken};
+use crate::fragment::{Fragment, Frontend, Parting, Standing, Taken};
 use crate::marks::Marks;
 use crate::name::ServiceName;
 use crate::problem::{Problem, Problems, Reason};
@@ -292,6 +292,23 @@ impl Ledger {
         self.taken.contains_key(&Taken::Address(address)) || self.taken.contains_key(&Taken::NodePort(*frontend))
     }
 
+    /// How the endpoint at `address` of the port behind the virtual server `key` stands; `None` where no such virtual server is desired.
+    #[must_use]
+    pub fn standing(&self, key: &VirtualServerKey, address: IpAddr) -> Option<Standing> {
+        let (frontend, fragment) = self.served(key)?;
+        fragment.standing(&frontend, address)
+    }
+
+    /// What matters when real servers leave the virtual server `key`; `None` where no such virtual server is desired.
+    #[must_use]
+    pub fn parting(&self, key: &VirtualServerKey) -> Option<Parting<'_>> {
+        let (frontend, fragment) = self.served(key)?;
+        match key {
+            VirtualServerKey::Address { .. } => fragment.parting(&frontend),
+            VirtualServerKey::Mark { .. } => fragment.in_cluster_parting(&frontend),
+        }
+    }
+
     /// The fragment of the Service called `name`, as it was last set.
     #[must_use]
     pub fn fragment(&self, name: &ServiceName) -> Option<&Fragment> {
@@ -345,6 +362,12 @@ impl Ledger {
 
     fn owner_name(&self, key: &VirtualServerKey) -> Option<&ServiceName> {
         Some(&self.owners.get(key)?.service)
+    }
+
+    /// The frontend that the virtual server `key` serves, and the fragment that it is of.
+    fn served(&self, key: &VirtualServerKey) -> Option<(VirtualServerKey, &Fragment)> {
+        let frontend = self.frontend(key)?;
+        Some((frontend, self.fragments.get(self.owner_name(&frontend)?)?))
     }
 
     fn virtual_server(&self, key: &VirtualServerKey) -> Option<model::VirtualServer> {

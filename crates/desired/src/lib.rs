@@ -38,7 +38,10 @@
 //! ```
 
 mod address;
+mod annotation;
 mod config;
+mod drain_timeout;
+mod duration;
 mod endpoints;
 mod facts;
 mod fragment;
@@ -60,8 +63,9 @@ mod slice;
 pub use config::{
     Config, DetectLocal, InterfaceName, InvalidInterfaceName, MarkBit, Masquerade, NodePortAddresses, OccupiedNodePorts,
 };
+pub use duration::parse_duration;
 pub use facts::{InterfaceAddress, NodeFacts};
-pub use fragment::{Fragment, Frontend, FrontendKind, HealthCheck, TrafficPolicy};
+pub use fragment::{Fragment, Frontend, FrontendKind, HealthCheck, Parting, Standing, TrafficPolicy};
 pub use index::{Index, Kind, Priority};
 pub use interface::{InterfacePattern, InvalidInterfacePattern};
 pub use ledger::{Conflict, Ledger, Owner};

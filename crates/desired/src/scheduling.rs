@@ -1,12 +1,12 @@
 //! What annotations say about how a Service's connections are spread.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
 
 use model::{Flags, Protocol, Scheduler, VirtualServerConfig};
 
 use crate::address;
+use crate::annotation::{Annotation, first_of};
 use crate::object;
 use crate::problem::{Problems, Reason, quoted};
 
@@ -37,27 +37,6 @@ pub(crate) struct Weights {
     addresses: BTreeMap<IpAddr, u16>,
     pods: BTreeMap<Box<str>, u16>,
     nodes: BTreeMap<Box<str>, u16>,
-}
-
-/// The key of an annotation; shown as the field it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Annotation(&'static str);
-
-impl Annotation {
-    fn of(self, object: &object::Service) -> Option<&str> {
-        object.metadata.annotations.as_ref()?.get(self.0).map(|text| text.trim())
-    }
-}
-
-impl fmt::Display for Annotation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "metadata.annotations[{}]", self.0)
-    }
-}
-
-/// The text of the first of `annotations` that `object` has, with its name; one that is empty counts as not there.
-fn first_of<const N: usize>(object: &object::Service, annotations: [Annotation; N]) -> Option<(Annotation, &str)> {
-    annotations.into_iter().find_map(|annotation| Some((annotation, annotation.of(object).filter(|text| !text.is_empty())?)))
 }
 
 impl Scheduling {

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use model::{Family, Protocol};
 
 use crate::address;
+use crate::drain_timeout;
 use crate::endpoints::Reach;
 use crate::name::{Name, Names, ServiceName};
 use crate::object;
@@ -38,6 +40,8 @@ pub(crate) struct Service {
     pub(crate) externals: Option<Box<Externals>>,
     /// What most Services leave to the defaults.
     pub(crate) scheduling: Option<Box<Scheduling>>,
+    /// How long connections to endpoints that leave are kept; `None` for the operator's choice.
+    pub(crate) drain_timeout: Option<Duration>,
 }
 
 /// Addresses of a Service outside of the cluster's own networks.
@@ -100,6 +104,7 @@ impl Service {
             internal: reach(spec.internal_traffic_policy.as_deref(), "spec.internalTrafficPolicy", problems),
             external: external_reach(spec, problems),
             externals: externals(object, spec, problems),
+            drain_timeout: drain_timeout::parse(object, problems),
         })
     }
 

@@ -19,6 +19,9 @@ struct Arguments {
     /// A file or directory of YAML or JSON manifests, followed as it changes
     #[arg(long, value_name = "PATH")]
     manifests: Option<PathBuf>,
+    /// Milliseconds between two looks at the manifests
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000)]
+    interval_ms: u64,
     /// Begin after this resource version, as a server that was restarted does: what watches knew before is expired
     #[arg(long, value_name = "VERSION", default_value_t = 0)]
     resource_version: u64,
@@ -54,7 +57,7 @@ async fn main() -> Result<()> {
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            () = tokio::time::sleep(Duration::from_millis(arguments.interval_ms)) => {}
             _ = tokio::signal::ctrl_c() => return Ok(()),
         }
     }

@@ -9,6 +9,7 @@ mod external;
 mod hostile;
 mod incremental;
 mod objects;
+mod parting;
 mod scheduling;
 mod selection;
 mod serving;

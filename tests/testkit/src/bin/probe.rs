@@ -9,6 +9,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, UdpSocket};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,9 @@ enum Command {
     /// series: PROTOCOL ADDRESS:PORT COUNT MILLISECONDS SOURCE FIRST-PORT. SOURCE is the address to call from, or `-` for the kernel's choice; each call
     /// comes from a port of its own, from FIRST-PORT on. A series ends with its first call that has no answer
     Series,
+    /// Keep connections to a server that echoes, and send a line over each now and then until it is lost. Prints "connected" when all are, "lost: WHY"
+    /// for each that is lost, and "held: COUNT" about twice a second, which is how many lines have come back over all of them
+    Hold(Hold),
 }
 
 #[derive(Args)]
@@ -55,9 +59,26 @@ struct Serve {
     /// Serve SCTP
     #[arg(long)]
     sctp: bool,
+    /// Send connections back what they say, instead of answering with a line
+    #[arg(long)]
+    echo: bool,
     /// Milliseconds that each datagram waits for its answer
     #[arg(long, default_value_t = 0)]
     udp_delay_ms: u64,
+}
+
+#[derive(Args)]
+struct Hold {
+    /// TCP or SCTP
+    protocol: Protocol,
+    /// Address and port, such as 10.96.0.10:80 or [fd00:96::10]:80
+    target: SocketAddr,
+    /// How many connections
+    #[arg(long, default_value_t = 1)]
+    connections: usize,
+    /// Milliseconds between a line that came back and the next
+    #[arg(long, default_value_t = 100)]
+    interval_ms: u64,
 }
 
 #[derive(Args)]
@@ -102,6 +123,7 @@ fn main() -> ExitCode {
         Command::Serve(serve) => serve.run().map(|()| true),
         Command::Call(call) => call.run(),
         Command::Series => series().map(|()| true),
+        Command::Hold(hold) => hold.run().map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -129,9 +151,10 @@ impl Serve {
                     Ok(socket) => {
                         listening += 1;
                         let name = self.name.clone();
+                        let answer = if self.echo { echo_connection } else { answer_connection };
                         match protocol {
                             Protocol::Udp => thread::spawn(move || answer_datagrams(&Arc::new(socket.into()), &name, delay)),
-                            Protocol::Tcp | Protocol::Sctp => thread::spawn(move || answer_connections(&socket, &name)),
+                            Protocol::Tcp | Protocol::Sctp => thread::spawn(move || answer_connections(&socket, &name, answer)),
                         };
                     }
                     Err(error) if named.is_empty() && is_missing_in_kernel(&error) => {}
@@ -177,13 +200,13 @@ fn is_missing_in_kernel(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(EPROTONOSUPPORT | ESOCKTNOSUPPORT | EAFNOSUPPORT | EADDRNOTAVAIL))
 }
 
-fn answer_connections(socket: &Socket, name: &str) {
+fn answer_connections(socket: &Socket, name: &str, answer: fn(&Socket, &SockAddr, &str) -> io::Result<()>) {
     loop {
         match socket.accept() {
             Ok((connection, peer)) => {
                 let name = name.to_owned();
                 thread::spawn(move || {
-                    if let Err(error) = answer_connection(&connection, &peer, &name) {
+                    if let Err(error) = answer(&connection, &peer, &name) {
                         eprintln!("probe: {name}: {error}");
                     }
                 });
@@ -202,6 +225,17 @@ fn answer_connection(mut connection: &Socket, peer: &SockAddr, name: &str) -> io
     connection.shutdown(Shutdown::Write)?;
     connection.read_to_end(&mut Vec::new())?;
     Ok(())
+}
+
+/// Sends back what comes, for as long as it comes.
+fn echo_connection(mut connection: &Socket, _: &SockAddr, _: &str) -> io::Result<()> {
+    let mut buffer = [0; 2048];
+    loop {
+        match connection.read(&mut buffer)? {
+            0 => return Ok(()),
+            length => connection.write_all(buffer.get(..length).unwrap_or_default())?,
+        }
+    }
 }
 
 fn answer_datagrams(socket: &Arc<UdpSocket>, name: &str, delay: Duration) {
@@ -237,6 +271,45 @@ fn answer_datagram(socket: &UdpSocket, peer: SocketAddr, name: &str) -> io::Resu
 
 fn unspecified(like: SocketAddr) -> IpAddr {
     if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
+impl Hold {
+    fn run(&self) -> Result<()> {
+        let connections = (0..self.connections).map(|_| self.connect()).collect::<Result<Vec<_>>>()?;
+        println!("connected");
+        let held = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for connection in &connections {
+                let held = &held;
+                scope.spawn(move || {
+                    if let Err(error) = self.keep(connection, held) {
+                        println!("lost: {}", describe(&error));
+                    }
+                });
+            }
+            loop {
+                thread::sleep(Duration::from_millis(500));
+                println!("held: {}", held.load(Ordering::Relaxed));
+            }
+        })
+    }
+
+    fn connect(&self) -> Result<Socket> {
+        let connection = open(self.protocol, self.target)?;
+        connection.connect_timeout(&self.target.into(), PATIENCE).with_context(|| format!("cannot connect to {}", self.target))?;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        Ok(connection)
+    }
+
+    fn keep(&self, mut connection: &Socket, held: &AtomicUsize) -> io::Result<()> {
+        const LINE: &[u8] = b"still here\n";
+        loop {
+            connection.write_all(LINE)?;
+            connection.read_exact(&mut [0; LINE.len()])?;
+            held.fetch_add(1, Ordering::Relaxed);
+            thread::sleep(Duration::from_millis(self.interval_ms));
+        }
+    }
 }
 
 impl Call {
