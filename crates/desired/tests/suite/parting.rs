@@ -21,7 +21,7 @@ fn web(spec: Value) -> Value {
     object
 }
 
-fn endpoint(host: u8, node: &str, conditions: Value) -> Value {
+fn endpoint(host: u8, node: &str, conditions: &Value) -> Value {
     json!({"addresses": [format!("10.244.1.{host}")], "nodeName": node, "conditions": conditions})
 }
 
@@ -48,10 +48,10 @@ fn e1_an_endpoint_that_is_not_chosen_is_told_from_one_that_is_gone() {
     ] {
         let mut node = Node::new(Config::new("node-1"));
         let endpoints = json!([
-            endpoint(1, "node-1", ready.clone()),
-            endpoint(2, "node-1", unready.clone()),
-            endpoint(3, "node-1", terminating.clone()),
-            endpoint(4, "node-2", ready.clone()),
+            endpoint(1, "node-1", &ready),
+            endpoint(2, "node-1", &unready),
+            endpoint(3, "node-1", &terminating),
+            endpoint(4, "node-2", &ready),
         ]);
         node.apply(&[web(spec.clone()), slice("web-1", "web", 8080, endpoints)]);
         let keys: Vec<_> = node.ledger.keys().collect();
@@ -69,7 +69,7 @@ fn e1_the_last_endpoints_are_known_to_terminate_while_they_serve() {
     let mut node = Node::new(Config::new("node-1"));
     let with = |ready: bool, terminating: bool| {
         let conditions = json!({"ready": ready, "serving": true, "terminating": terminating});
-        slice("web-1", "web", 8080, json!([endpoint(1, "node-1", conditions)]))
+        slice("web-1", "web", 8080, json!([endpoint(1, "node-1", &conditions)]))
     };
     let last = |node: &Node| node.ledger.parting(&key()).unwrap().terminating.len();
     node.apply(&[web(json!({})), with(true, false)]);
