@@ -93,6 +93,17 @@ impl Setbacks {
         self.unknown |= error.is_breakdown();
     }
 
+    /// Whether `step` removes a member that names a virtual server which is not as it should be.
+    fn names_one_that_stays(&self, step: &Step) -> bool {
+        let Step::RemoveMembers(set, members) = step else { return false };
+        let key = |member: &Member| match *member {
+            Member::IpPort(address, protocol, port) => Some(VirtualServerKey::address(address, protocol, port)),
+            Member::IpPortMark(.., mark) => Some(VirtualServerKey::Mark { family: set.family, mark }),
+            _ => None,
+        };
+        !self.servers.is_empty() && members.iter().filter_map(key).any(|key| self.servers.contains(&key))
+    }
+
     /// Whether a step must not be taken after what failed.
     fn forbid(&self, stage: Stage, step: &Step) -> bool {
         match stage {
@@ -110,11 +121,9 @@ impl Setbacks {
             Stage::RealServers => self.unknown || step.virtual_server().is_some_and(|key| self.servers.contains(&key)),
             // It may be bound by other means until then, and is better off so than not at all.
             Stage::UnbindVips => self.unknown || matches!(step, Step::UnbindVip(vip) if self.vips.contains(&vip.address)),
-            Stage::RemoveVirtualServers
-            | Stage::RemoveRules
-            | Stage::LiftRestrictions
-            | Stage::RemoveMembers
-            | Stage::DestroySets => self.unknown,
+            // A virtual server is known to be ours by the set that names it. One that could not be removed would be taken for somebody else's.
+            Stage::RemoveMembers | Stage::LiftRestrictions => self.unknown || self.names_one_that_stays(step),
+            Stage::RemoveVirtualServers | Stage::RemoveRules | Stage::DestroySets => self.unknown,
         }
     }
 }
@@ -132,6 +141,29 @@ mod tests {
     use model::{Protocol, Role, Scheduler, Set, VirtualServerConfig};
 
     use super::*;
+
+    #[test]
+    fn k1_what_names_a_virtual_server_that_could_not_be_removed_stays() {
+        let address: IpAddr = "10.96.0.10".parse().unwrap();
+        let key = VirtualServerKey::address(address, Protocol::Tcp, 80);
+        let mark = std::num::NonZeroU32::new(0x4001).unwrap();
+        let marked = VirtualServerKey::Mark { family: Family::V4, mark };
+        let by_port = |port| {
+            let members = [Member::IpPort(address, Protocol::Tcp, port)];
+            Step::RemoveMembers(Set::new(Role::ClusterIp, Family::V4), members.into())
+        };
+        let by_mark = Step::RemoveMembers(
+            Set::new(Role::InCluster, Family::V4),
+            [Member::IpPortMark("192.0.2.1".parse().unwrap(), Protocol::Tcp, 80, mark)].into(),
+        );
+        let mut setbacks = Setbacks::default();
+        assert!(!setbacks.forbid(Stage::RemoveMembers, &by_port(80)) && !setbacks.forbid(Stage::RemoveMembers, &by_mark));
+        for key in [key, marked] {
+            setbacks.note(&Step::RemoveVirtualServer(key), &Error::refused("IPVS", 16, None));
+        }
+        assert!(setbacks.forbid(Stage::RemoveMembers, &by_port(80)) && setbacks.forbid(Stage::RemoveMembers, &by_mark));
+        assert!(!setbacks.forbid(Stage::RemoveMembers, &by_port(81)), "others go");
+    }
 
     #[test]
     fn d2_what_cannot_be_restricted_is_not_made() {
