@@ -115,7 +115,7 @@ impl Vips {
 
     /// The number of our device, if it is there.
     pub(crate) fn device_index(&mut self) -> Result<Option<u32>, Error> {
-        Ok(self.device()?.map(|device| device.index))
+        Ok(self.link(DEVICE)?.filter(is_of_our_kind).map(|device| device.index))
     }
 
     /// Whether our device, which has this number, has no IPv4 address.
@@ -312,7 +312,7 @@ impl Vips {
 
     fn device(&mut self) -> Result<Option<Link>, Error> {
         match self.link(DEVICE)? {
-            Some(link) if link.kind.as_deref() != Some("dummy") => Err(Error::missing_feature(
+            Some(link) if !is_of_our_kind(&link) => Err(Error::missing_feature(
                 format!("the device {DEVICE}"),
                 "there is a device of that name that is no dummy device; rename or remove it",
             )),
@@ -330,6 +330,11 @@ impl Vips {
         write(&mut batch, seq).map_err(|error| Error::malformed(DEVICE, error))?;
         self.socket.execute(&mut batch, seq..=seq)?.first().map_or(Ok(()), |refusal| Err(refused(refusal)))
     }
+}
+
+/// A device of our name that is no dummy device is somebody else's, and has none of our VIPs.
+fn is_of_our_kind(link: &Link) -> bool {
+    link.kind.as_deref() == Some("dummy")
 }
 
 /// One cause, so one report; the other steps are as undone.
