@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use desired::{Config, Fragment, Index, NodeFacts, Priority, RuleOptions, rules};
+use desired::{Config, Fragment, Index, NodeFacts, Priority, RuleOptions, ServiceName, rules};
 use model::Scheduler;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
@@ -260,6 +260,7 @@ impl Agent {
     fn send(&mut self) {
         let listed = self.has_listed_all();
         if !(listed || self.on_saved) {
+            self.send_arriving();
             return;
         }
         if listed && self.on_saved {
@@ -271,8 +272,42 @@ impl Agent {
         if dirty.is_empty() && !node_changed && self.complete == listed {
             return;
         }
-        let fragments: Vec<_> = dirty.into_iter().map(|name| (self.index.fragment(&name), name)).collect();
-        for (fragment, name) in &fragments {
+        let fragments = self.fragments(dirty);
+        let (urgent, rest): (Vec<_>, Vec<_>) =
+            fragments.into_iter().partition(|(name, _)| self.index.priority(name) != Priority::Rest);
+        self.mailbox.post(|letter| {
+            letter.urgent.extend(urgent);
+            letter.services.extend(rest);
+            if node.is_some() {
+                letter.node = node;
+            }
+            letter.complete = listed;
+        });
+        self.complete = listed;
+    }
+
+    /// Has the reconciler take in what can be told while slices are still listed, which are the larger part of a start: what is left to do when the last
+    /// one has come is the kernel's part. Where there is something saved, that is served first.
+    fn send_arriving(&mut self) {
+        let known = [Kind::Service, Kind::Node].iter().all(|kind| self.listed.contains(kind));
+        if !known || self.memory.as_ref().is_some_and(|memory| memory.kept.is_some()) {
+            return;
+        }
+        let arriving = self.index.take_arriving();
+        if !arriving.is_empty() {
+            let fragments = self.fragments(arriving);
+            self.mailbox.post(|letter| letter.arriving.extend(fragments));
+        }
+    }
+
+    /// What these Services want of the node now, with everybody told here who has to know.
+    fn fragments(&mut self, names: impl IntoIterator<Item = ServiceName>) -> Vec<(ServiceName, Option<Fragment>)> {
+        let fragment_of = |name| {
+            let fragment = self.index.fragment(&name);
+            (name, fragment)
+        };
+        let fragments: Vec<_> = names.into_iter().map(fragment_of).collect();
+        for (name, fragment) in &fragments {
             let problems = fragment.as_ref().map_or(&[][..], Fragment::problems);
             self.register.set(Subject::Service(name.clone()), Origin::Objects, problems);
             self.local_policies.set(name, fragment.as_ref().map(Fragment::without_local_endpoints).unwrap_or_default());
@@ -283,17 +318,7 @@ impl Agent {
                 }
             }
         }
-        let (urgent, rest): (Vec<_>, Vec<_>) =
-            fragments.into_iter().partition(|(_, name)| self.index.priority(name) != Priority::Rest);
-        self.mailbox.post(|letter| {
-            letter.urgent.extend(urgent.into_iter().map(|(fragment, name)| (name, fragment)));
-            letter.services.extend(rest.into_iter().map(|(fragment, name)| (name, fragment)));
-            if node.is_some() {
-                letter.node = node;
-            }
-            letter.complete = listed;
-        });
-        self.complete = listed;
+        fragments
     }
 
     /// What is to be said of the node, if it is not what was said last. Most changes are about Services, and what follows from the node is not

@@ -23,6 +23,8 @@ pub(crate) struct Letter {
     pub(crate) urgent: Fragments,
     /// All other Services that changed.
     pub(crate) services: Fragments,
+    /// Services of which more may be listed yet: to be kept, and served with the rest.
+    pub(crate) arriving: Fragments,
     /// What is desired of the node itself.
     pub(crate) node: Option<NodeSettings>,
     /// Everything that exists has been listed: what is not desired may be removed. What is told before that was saved by an earlier run.
@@ -51,9 +53,9 @@ pub(crate) struct NodeSettings {
 
 impl Letter {
     fn is_empty(&self) -> bool {
-        let Self { urgent, services, node, complete, disturbed, unbound, names, stop } = self;
+        let Self { urgent, services, arriving, node, complete, disturbed, unbound, names, stop } = self;
         let quiet = !(*complete || *stop) && disturbed.is_empty() && unbound.is_empty();
-        urgent.is_empty() && services.is_empty() && node.is_none() && names.is_empty() && quiet
+        urgent.is_empty() && services.is_empty() && arriving.is_empty() && node.is_none() && names.is_empty() && quiet
     }
 }
 

@@ -94,6 +94,7 @@ pub(crate) fn spawn(kernel: Kernel, settings: Settings, mailbox: Mailbox, news: 
         observed_at: Instant::now(),
         audits: 0,
         gathering_until: None,
+        arriving: Fragments::new(),
         prepared: false,
         complete: false,
         saved: false,
@@ -132,6 +133,8 @@ struct Reconciler {
     audits: u64,
     /// Until when changes are gathered.
     gathering_until: Option<Instant>,
+    /// Services that were told of while it was not known what the kernel holds.
+    arriving: Fragments,
     /// Whether sets and packet rules have been made ready for the first virtual server.
     prepared: bool,
     /// Whether everything that exists has been listed.
@@ -251,6 +254,7 @@ impl Reconciler {
         if self.observed.is_none() && !self.complete {
             self.adopt();
         }
+        self.take_arriving(letter.arriving);
         self.saved = !(letter.complete || self.complete);
         let mut scope = Scope::default();
         let mut rules = false;
@@ -265,7 +269,9 @@ impl Reconciler {
         self.change(&scope, rules);
         if letter.complete && !self.complete {
             let begun = Instant::now();
-            for (service, fragment) in letter.services {
+            let mut services = std::mem::take(&mut self.arriving);
+            services.extend(letter.services);
+            for (service, fragment) in services {
                 // Everything is in the scope of what comes.
                 self.ledger.set(&service, fragment);
             }
@@ -282,6 +288,20 @@ impl Reconciler {
         if self.holds_any(&letter.unbound) {
             self.disturbances.note([Part::Vips]);
         }
+    }
+
+    /// Takes in Services while others are still listed; the pass over everything serves them with the rest.
+    fn take_arriving(&mut self, fragments: Fragments) {
+        if self.observed.is_none() {
+            // What the kernel holds has to be known first: the ledger goes on with the marks of an earlier run.
+            self.arriving.extend(fragments);
+            return;
+        }
+        let begun = Instant::now();
+        for (service, fragment) in std::mem::take(&mut self.arriving).into_iter().chain(fragments) {
+            self.ledger.set(&service, fragment);
+        }
+        self.metrics.count_phase(Phase::Desired, begun.elapsed());
     }
 
     /// Whether any of these addresses is taken to be bound as such: then it was not this process that has unbound it.

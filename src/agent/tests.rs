@@ -52,7 +52,7 @@ impl Running {
         let mut told = BTreeSet::new();
         self.until(|| {
             let letter = self.mailbox.take(Duration::ZERO).unwrap_or_default();
-            told.extend(letter.services.into_keys().map(|name| name.name().to_owned()));
+            told.extend(letter.services.into_keys().chain(letter.arriving.into_keys()).map(|name| name.name().to_owned()));
             wanted.iter().all(|name| told.contains(*name))
         })
         .await;
@@ -243,4 +243,78 @@ async fn j10_what_was_saved_is_served_when_nothing_is_told_and_until_everything_
     let kept = open().1.unwrap();
     let names: Vec<_> = kept.objects.iter().map(|object| object.metadata().name.clone().unwrap()).collect();
     assert_eq!(names, ["web"]);
+}
+
+/// An agent that is told things one by one.
+fn told_by_hand() -> (Agent, Mailbox) {
+    let (metrics, mailbox) = (Metrics::new().unwrap(), Mailbox::default());
+    let register = Register::new(metrics.clone(), None);
+    let options = RuleOptions { random_fully: true };
+    (Agent::new(Config::new(NODE), options, mailbox.clone(), register, News::default(), metrics, None), mailbox)
+}
+
+impl Agent {
+    fn hear(&mut self, events: impl IntoIterator<Item = Event>) {
+        events.into_iter().for_each(|event| self.take(event));
+        self.send();
+    }
+}
+
+fn web(name: &str) -> Event {
+    let object = serde_json::json!({"metadata": {"namespace": "shop", "name": name}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
+    Event::Applied(Object::Service(serde_json::from_value(object).unwrap()))
+}
+
+fn slice(service: &str, number: u8) -> Event {
+    let object = serde_json::json!({
+        "metadata": {"namespace": "shop", "name": format!("{service}-{number}"), "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4",
+        "ports": [{"name": "", "port": 8080}],
+        "endpoints": [{"addresses": [format!("10.244.0.{number}")]}],
+    });
+    Event::Applied(Object::EndpointSlice(serde_json::from_value(object).unwrap()))
+}
+
+fn names<'a>(fragments: impl IntoIterator<Item = &'a ServiceName>) -> Vec<&'a str> {
+    fragments.into_iter().map(ServiceName::name).collect()
+}
+
+#[test]
+fn services_are_told_of_while_slices_are_still_listed_and_served_when_all_are() {
+    let (mut agent, mailbox) = told_by_hand();
+    let letter = || mailbox.take(Duration::ZERO).unwrap_or_default();
+    agent.hear([Event::Listing(Kind::Service), Event::Listing(Kind::EndpointSlice), Event::Listing(Kind::Node)]);
+    agent.hear([slice("first", 1), web("first"), web("second"), web("late"), web("kubernetes"), Event::Listed(Kind::Service)]);
+    let before = letter();
+    assert!(before.arriving.is_empty() && before.services.is_empty(), "the Node is not known yet");
+
+    agent.hear([Event::Listed(Kind::Node)]);
+    assert_eq!(names(letter().arriving.keys()), ["first"]);
+    agent.hear([slice("second", 2), slice("headless", 4)]);
+    let more = letter();
+    assert_eq!((names(more.arriving.keys()), more.complete), (vec!["second"], false));
+
+    // Another slice of one that was told of, and a Service that has none: both come with the rest.
+    agent.hear([slice("second", 3), Event::Listed(Kind::EndpointSlice)]);
+    let last = letter();
+    assert!(last.complete && last.arriving.is_empty());
+    assert_eq!(names(last.services.keys()), ["headless", "kubernetes", "late", "second"]);
+    assert_eq!(last.services.iter().find(|(name, _)| name.name() == "second").map(|(_, fragment)| fragment.is_some()), Some(true));
+}
+
+#[test]
+fn what_others_need_to_come_up_does_not_arrive_with_the_rest() {
+    let (mut agent, mailbox) = told_by_hand();
+    let api = serde_json::json!({"metadata": {"namespace": "default", "name": "kubernetes"}, "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 443}]}});
+    let endpoint = serde_json::json!({
+        "metadata": {"namespace": "default", "name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": "IPv4", "ports": [{"name": "", "port": 6443}], "endpoints": [{"addresses": ["172.18.0.9"]}],
+    });
+    agent.hear(Kind::ALL.map(Event::Listing));
+    let api = Event::Applied(Object::Service(serde_json::from_value(api).unwrap()));
+    let endpoint = Event::Applied(Object::EndpointSlice(serde_json::from_value(endpoint).unwrap()));
+    agent.hear([api, Event::Listed(Kind::Service), Event::Listed(Kind::Node), endpoint]);
+    assert!(mailbox.take(Duration::ZERO).is_none());
+    agent.hear([Event::Listed(Kind::EndpointSlice)]);
+    assert_eq!(names(mailbox.take(Duration::ZERO).unwrap().urgent.keys()), ["kubernetes"]);
 }

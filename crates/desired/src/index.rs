@@ -60,6 +60,8 @@ pub struct Index {
     schedulers: BTreeMap<ServiceName, Scheduler>,
     lacking: BTreeSet<Scheduler>,
     dirty: BTreeSet<ServiceName>,
+    /// Of which Services a slice has come in the listing that is under way.
+    arriving: Vec<ServiceName>,
     listed_services: Option<BTreeSet<ServiceName>>,
     listed_slices: Option<BTreeSet<SliceName>>,
     listed_nodes: Option<BTreeSet<Box<str>>>,
@@ -123,6 +125,7 @@ impl Index {
             schedulers: BTreeMap::new(),
             lacking: BTreeSet::new(),
             dirty: BTreeSet::new(),
+            arriving: Vec::new(),
             listed_services: None,
             listed_slices: None,
             listed_nodes: None,
@@ -169,6 +172,7 @@ impl Index {
         }
         if let Some(listed) = &mut self.listed_slices {
             listed.insert(name.clone());
+            self.arriving.push(service.clone());
         }
         self.slices.insert(name.clone(), service.clone());
         if self.entries.entry(service.clone()).or_default().set_slice(name, slice) {
@@ -293,7 +297,19 @@ impl Index {
 
     /// The Services whose [`Self::fragment`] may have changed since the last call, gone ones included.
     pub fn take_dirty(&mut self) -> BTreeSet<ServiceName> {
+        self.arriving = Vec::new();
         std::mem::take(&mut self.dirty)
+    }
+
+    /// Those of them that have a slice in the listing that is under way: most are complete with that. What nobody should wait for
+    /// ([`Priority::Rest`] is what one can) stays for [`Self::take_dirty`].
+    pub fn take_arriving(&mut self) -> Vec<ServiceName> {
+        let mut arriving = std::mem::take(&mut self.arriving);
+        arriving.retain(|name| {
+            let has_service = self.entries.get(name).is_some_and(Entry::has_service);
+            has_service && self.priority(name) == Priority::Rest && self.dirty.remove(name)
+        });
+        arriving
     }
 
     /// Whether [`Self::take_dirty`] would return any.
