@@ -265,6 +265,10 @@ impl Reconciler {
                 scope.extend(self.ledger.set_source(family, sources.get(&family).copied()));
             }
         }
+        if !(self.complete || self.saved) {
+            // Services that have been told of early have no virtual servers yet, without which their VIPs would refuse who calls.
+            scope = Scope::default();
+        }
         scope.extend(self.merge(letter.urgent));
         self.change(&scope, rules);
         if letter.complete && !self.complete {
