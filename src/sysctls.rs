@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 
 /// What became of one.
 pub(crate) fn sentence(sysctl: &Sysctl, outcome: &Outcome) -> String {
-    let Sysctl { name, value, effect, optional } = sysctl;
+    let Sysctl { name, value, effect, optional, .. } = sysctl;
     match outcome {
         Outcome::AsNeeded => format!("{name} is {value}"),
         Outcome::Set { from } => format!("set {name} from {from} to {value}"),
@@ -47,7 +47,13 @@ mod tests {
 
     #[test]
     fn a_sysctl_that_cannot_be_set_says_what_to_do_and_what_does_not_work() {
-        let forward = Sysctl { name: "net.ipv4.ip_forward", value: "1", effect: "nothing is forwarded", optional: false };
+        let forward = Sysctl {
+            name: "net.ipv4.ip_forward",
+            value: "1".into(),
+            effect: "nothing is forwarded",
+            optional: false,
+            or_more: false,
+        };
         let wrong = |error| sentence(&forward, &Outcome::Wrong { is: "0".to_owned(), error: Some(error) });
         assert_eq!(
             wrong(ErrorKind::ReadOnlyFilesystem.into()),
