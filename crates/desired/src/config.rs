@@ -9,7 +9,7 @@ use model::{Family, Scheduler, Via};
 use crate::interface::InterfacePattern;
 use crate::ports::PortRange;
 
-/// The operator's decisions that shape desired state. They hold for the life of the process.
+/// The operator's decisions that shape desired state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The name of this node's Node object. An EndpointSlice names it where an endpoint is local.
@@ -29,6 +29,8 @@ pub struct Config {
     pub ranges_per_family: bool,
     /// Whether frontends are accepted ahead of the rest of the INPUT chain: where the host's firewall drops what it does not know.
     pub open_input: bool,
+    /// Whether `spec.externalIPs` is served at all.
+    pub external_ips: bool,
     /// Networks whose addresses a Service may have as external IPs or load balancer addresses although another machine has them.
     pub allowed_externals: Vec<IpNetwork>,
     /// The name of this proxy: Services that name it in the label `service.kubernetes.io/service-proxy-name` are served. By default it
@@ -43,6 +45,14 @@ pub struct Config {
 }
 
 impl Config {
+    /// The networks that pods have their addresses from, as far as that is a decision.
+    pub(crate) fn pod_networks(&self) -> &[IpNetwork] {
+        match &self.masquerade.detect_local {
+            DetectLocal::ClusterCidr(networks) => networks,
+            _ => &[],
+        }
+    }
+
     /// The defaults for the node called `node_name`: both families, round robin, no detection of local traffic, node ports on the
     /// node's primary addresses, VIPs as routes.
     #[must_use]
@@ -56,6 +66,7 @@ impl Config {
             via: Via::Route,
             ranges_per_family: false,
             open_input: false,
+            external_ips: true,
             allowed_externals: Vec::new(),
             proxy_name: None,
             excluded_load_balancers: Vec::new(),

@@ -305,7 +305,8 @@ impl Fragment {
         let externals = service.externals.as_deref().unwrap_or(&nothing);
         let mut builder = Builder { ranges: externals.ranges.clone().unwrap_or_default(), ..Builder::default() };
         let mut not_here = Problems::of("Service", name);
-        let external_ips = around.takeable(&externals.ips, "spec.externalIPs", &mut not_here, &mut builder.taken);
+        let external_ips = if config.external_ips { &*externals.ips } else { &[] };
+        let external_ips = around.takeable(external_ips, "spec.externalIPs", &mut not_here, &mut builder.taken);
         let excluded = |address: &IpAddr| config.excluded_load_balancers.iter().any(|network| network.contains(*address));
         let load_balancer: Vec<_> = externals.load_balancer.iter().copied().filter(|address| !excluded(address)).collect();
         let load_balancer = around.takeable(&load_balancer, "status.loadBalancer.ingress", &mut not_here, &mut builder.taken);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use model::{Protocol, Scheduler};
 
-use crate::config::{Config, DetectLocal};
+use crate::config::{Config, Masquerade};
 use crate::facts::{self, InterfaceAddress, NodeFacts, is_ipv6_link_local};
 use crate::fragment::{Fragment, Surroundings};
 use crate::listeners::{Listener, Listeners};
@@ -102,12 +102,8 @@ impl Index {
     /// An index that knows of nothing yet.
     #[must_use]
     pub fn new(config: Config) -> Self {
-        let pod_networks = match &config.masquerade.detect_local {
-            DetectLocal::ClusterCidr(networks) => networks.as_slice(),
-            _ => &[],
-        };
         Self {
-            machines: Machines::new(pod_networks),
+            machines: Machines::new(config.pod_networks()),
             listeners: Listeners::default(),
             config,
             facts: NodeFacts::default(),
@@ -130,6 +126,17 @@ impl Index {
             listed_slices: None,
             listed_nodes: None,
         }
+    }
+
+    /// Takes in what the operator has decided since. Who the node is, which families and whose Services it serves, how VIPs are bound and the bit
+    /// of the packet mark stay: what has been read, and what the kernel holds, depends on them.
+    pub fn set_config(&mut self, config: Config) {
+        self.machines.replace_pod_networks(self.config.pod_networks(), config.pod_networks());
+        let Config { node_name, families, proxy_name, via, masquerade, .. } = std::mem::replace(&mut self.config, config);
+        let masquerade = Masquerade { mark: masquerade.mark, ..std::mem::take(&mut self.config.masquerade) };
+        self.config = Config { node_name, families, proxy_name, via, masquerade, ..self.config.clone() };
+        self.follow_addresses();
+        self.dirty.extend(self.entries.keys().cloned());
     }
 
     /// Takes in a Service that is new or was changed.

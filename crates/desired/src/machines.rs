@@ -58,6 +58,12 @@ impl Machines {
         machines
     }
 
+    /// Takes in which networks the pods have that no Node says. Who depends on them is for the caller to know.
+    pub(crate) fn replace_pod_networks(&mut self, before: &[IpNetwork], after: &[IpNetwork]) {
+        after.iter().for_each(|network| self.acquire(network));
+        before.iter().for_each(|network| self.release(network));
+    }
+
     /// Takes in what the Node called `name` takes up; nothing for one that is gone.
     pub(crate) fn set_node(&mut self, name: &str, footprint: Footprint) -> Touched {
         let (name, before) = match self.nodes.remove_entry(name) {

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod conflicts;
+mod decisions;
 mod defects;
 mod external;
 mod hostile;
