@@ -70,6 +70,8 @@ pub(crate) struct Sources {
     pub(crate) sockets: Sockets,
     /// The schedulers that are asked for and that the kernel lacks.
     pub(crate) lacking_schedulers: watch::Receiver<BTreeSet<Scheduler>>,
+    /// What the operator decides, as it changes.
+    pub(crate) config: watch::Receiver<Config>,
 }
 
 /// What this process serves itself, where the kernel cannot.
@@ -132,7 +134,7 @@ impl Agent {
 
     /// Follows `sources`; returns when the source of objects has ended.
     pub(crate) async fn follow(&mut self, sources: &mut Sources) {
-        let Sources { events, network, sockets, lacking_schedulers } = sources;
+        let Sources { events, network, sockets, lacking_schedulers, config } = sources;
         self.set_network(network.borrow_and_update().clone());
         self.index.set_listeners(sockets.listeners.borrow_and_update().clone());
         let news = self.news.clone();
@@ -167,6 +169,11 @@ impl Agent {
                 // The reconciler outlives this task; when it does not, the process ends.
                 Ok(()) = lacking_schedulers.changed() => {
                     self.index.set_lacking_schedulers(lacking_schedulers.borrow_and_update().clone());
+                }
+                Ok(()) = config.changed() => {
+                    self.index.set_config(config.borrow_and_update().clone());
+                    // The packet rules follow from it too.
+                    self.node = None;
                 }
             }
             let begun = begun.unwrap_or_else(Instant::now);

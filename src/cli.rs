@@ -10,6 +10,7 @@ use ipnetwork::IpNetwork;
 use model::Scheduler;
 
 use crate::exit::Exit;
+use crate::settings::KubeProxy;
 use crate::source::api::Endpoint;
 
 /// Programs the Linux IPVS load balancer from Kubernetes Services.
@@ -24,10 +25,12 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Keep this node's IPVS table as the Services say, until stopped
     Run(Box<Run>),
+    /// Print the configuration that `run` would have with the same flags, and where each value comes from
+    Config(Box<Run>),
     /// Print the kernel's IPVS table, with the Service behind each virtual server
     Status(Status),
-    /// Load kernel modules and set sysctls, which `run` can do without where this has been done: the one part that takes a privileged container
-    Init,
+    /// Load kernel modules and set sysctls, which `run` can do without where this has been done: the one part that takes a privileged container. Takes the flags of `run`, and its --config
+    Init(Box<Run>),
     /// Remove what an agent has put on this node, and nothing else
     Cleanup(Cleanup),
 }
@@ -41,6 +44,11 @@ pub(crate) const CONTROL_SOCKET: &str = "/run/kube-ipvs/kube-ipvs.sock";
   kube-ipvs run --kubeconfig /etc/kube-ipvs/kubeconfig --cluster-cidr 10.244.0.0/16
   kube-ipvs run --manifests ./services --node-name node-1 --once")]
 pub(crate) struct Run {
+    /// A file with a KubeProxyConfiguration as kube-proxy has it, a KubeIPVSConfiguration, or both; followed as it changes. Flags count before
+    /// it, the second document before the first (docs/configuration.md)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) source: Source,
 
@@ -75,15 +83,15 @@ pub(crate) struct Run {
     /// A directory to save in what the API server has told, at most once a second. A start to which the API server does not answer within 5 s
     /// adds to the kernel what is missing there of what was saved, and removes nothing until everything has been listed. Unless given, nothing
     /// is saved
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["manifests", "once"])]
+    #[arg(long, value_name = "PATH", conflicts_with = "manifests")]
     pub(crate) state_dir: Option<PathBuf>,
 
     /// Where to serve /healthz and /livez; empty for nowhere
-    #[arg(long, default_value = "0.0.0.0:10256", value_name = "IP:PORT", value_parser = Bind::parse)]
+    #[arg(long, default_value = "0.0.0.0:10256", value_name = "IP:PORT", value_parser = Bind::healthz)]
     pub(crate) healthz_bind_address: Bind,
 
     /// Where to serve /metrics; empty for nowhere
-    #[arg(long, default_value = "127.0.0.1:10249", value_name = "IP:PORT", value_parser = Bind::parse)]
+    #[arg(long, default_value = "127.0.0.1:10249", value_name = "IP:PORT", value_parser = Bind::metrics)]
     pub(crate) metrics_bind_address: Bind,
 
     /// The socket on which `kube-ipvs status` asks for Service names; empty for none
@@ -92,20 +100,23 @@ pub(crate) struct Run {
 
     /// On SIGTERM or SIGINT, remove all that this agent has put on the node (as `kube-ipvs cleanup` does) instead of leaving it to
     /// serve; not for a DaemonSet, whose next version takes over what is there
-    #[arg(long, conflicts_with = "once")]
+    #[arg(long)]
     pub(crate) cleanup_on_exit: bool,
 
     /// How log lines look
-    #[arg(long, default_value = "text", value_name = "FORMAT")]
+    #[arg(long, alias = "logging-format", default_value = "text", value_name = "FORMAT")]
     pub(crate) log_format: LogFormat,
 
     /// What to log: error, warn, info, debug, trace, or directives as in `kube_ipvs=debug,kube=info`
     #[arg(long, default_value = "info", value_name = "FILTER")]
     pub(crate) log_level: String,
 
-    // Last, because its heading holds for every flag after it.
+    // Last, because their headings hold for every flag after them.
     #[command(flatten)]
     pub(crate) proxy: Proxy,
+
+    #[command(flatten)]
+    pub(crate) kube_proxy: KubeProxy,
 }
 
 /// Where Services, EndpointSlices and Nodes come from. Without either flag: the API server of the cluster this pod runs in.
@@ -231,16 +242,11 @@ pub(crate) struct Proxy {
     pub(crate) detect_local_mode: DetectLocalMode,
 
     /// The bridge that pods are on (with --detect-local-mode BridgeInterface)
-    #[arg(long, alias = "pod-bridge-interface", value_name = "NAME", required_if_eq("detect_local_mode", "BridgeInterface"))]
+    #[arg(long, alias = "pod-bridge-interface", value_name = "NAME")]
     pub(crate) bridge_interface: Option<String>,
 
     /// What the names of pods' interfaces begin with (with --detect-local-mode InterfaceNamePrefix)
-    #[arg(
-        long,
-        alias = "pod-interface-name-prefix",
-        value_name = "PREFIX",
-        required_if_eq("detect_local_mode", "InterfaceNamePrefix")
-    )]
+    #[arg(long, alias = "pod-interface-name-prefix", value_name = "PREFIX")]
     pub(crate) interface_name_prefix: Option<String>,
 
     /// Masquerade every caller of a ClusterIP
@@ -361,13 +367,21 @@ impl NodePortAddress {
 pub(crate) struct Bind(pub(crate) Option<SocketAddr>);
 
 impl Bind {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn healthz(text: &str) -> Result<Self, String> {
+        Self::parse(text, config::HEALTHZ_PORT)
+    }
+
+    fn metrics(text: &str) -> Result<Self, String> {
+        Self::parse(text, config::METRICS_PORT)
+    }
+
+    fn parse(text: &str, default_port: u16) -> Result<Self, String> {
         if text.is_empty() {
             return Ok(Self(None));
         }
-        text.parse()
+        config::parse_bind(text, default_port)
             .map(|address| Self(Some(address)))
-            .map_err(|_| "expected IP:PORT such as 127.0.0.1:10249 or [::]:10256".to_owned())
+            .ok_or_else(|| "expected IP:PORT such as 127.0.0.1:10249 or [::]:10256".to_owned())
     }
 }
 
@@ -410,6 +424,19 @@ pub(crate) struct Cleanup {
     /// Remove everything although an agent runs, which will put it back
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+impl Cleanup {
+    /// What `run --cleanup` asks for, which with kube-proxy means its own traces too.
+    pub(crate) fn of(run: &Run) -> Self {
+        Self {
+            kube_proxy: true,
+            hand_over: false,
+            exclude_cidrs: run.proxy.exclude_cidrs.clone(),
+            control_socket: run.control_socket.clone(),
+            force: false,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -506,8 +533,6 @@ mod tests {
         assert!(message.contains("--masquerade-port-range") && message.contains("such as 32768-65535"), "{message}");
         let message = wrong(&["--scheduler", "much too long a name"]);
         assert!(message.contains("--scheduler") && message.contains("rr, wlc or mh"), "{message}");
-        let message = wrong(&["--detect-local-mode", "BridgeInterface"]);
-        assert!(message.contains("--bridge-interface"), "{message}");
         let message = wrong(&["--manifests", "a", "--kubeconfig", "b"]);
         assert!(message.contains("cannot be used with"), "{message}");
     }

@@ -114,6 +114,11 @@ impl Drains {
         Self { limits, leaving: BTreeMap::new(), whole: BTreeMap::new(), remembered: BTreeMap::new(), next_check: None }
     }
 
+    /// Takes in other limits, for what begins to leave from now on.
+    pub(crate) const fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// How many real servers are leaving.
     pub(crate) fn len(&self) -> usize {
         self.leaving.len()

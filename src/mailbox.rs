@@ -14,6 +14,7 @@ use kernel::Part;
 use model::{Family, Rules};
 use tokio::sync::oneshot;
 
+use crate::reconciler::Tuning;
 use crate::status::Names;
 
 /// Everything the reconciler has not been told yet.
@@ -33,6 +34,8 @@ pub(crate) struct Letter {
     pub(crate) disturbed: BTreeSet<Part>,
     /// Addresses that the device of the VIPs has lost, be it to this process.
     pub(crate) unbound: BTreeSet<IpAddr>,
+    /// What the operator has decided since.
+    pub(crate) tuning: Option<Tuning>,
     /// Who wants to know the Service behind each virtual server.
     pub(crate) names: Vec<oneshot::Sender<Names>>,
     /// No more letters will come.
@@ -53,8 +56,8 @@ pub(crate) struct NodeSettings {
 
 impl Letter {
     fn is_empty(&self) -> bool {
-        let Self { urgent, services, arriving, node, complete, disturbed, unbound, names, stop } = self;
-        let quiet = !(*complete || *stop) && disturbed.is_empty() && unbound.is_empty();
+        let Self { urgent, services, arriving, node, complete, disturbed, unbound, tuning, names, stop } = self;
+        let quiet = !(*complete || *stop) && disturbed.is_empty() && unbound.is_empty() && tuning.is_none();
         urgent.is_empty() && services.is_empty() && arriving.is_empty() && node.is_none() && names.is_empty() && quiet
     }
 }

@@ -20,10 +20,12 @@ mod http;
 mod init;
 mod listeners;
 mod local_policies;
+mod logs;
 mod mailbox;
 mod metrics;
 mod news;
 mod node;
+mod node_sysctls;
 mod pace;
 mod patrol;
 mod probes;
@@ -35,27 +37,32 @@ mod removals;
 mod run;
 mod saved;
 mod schedulers;
+mod settings;
 mod source;
 mod stale_flows;
 mod status;
 mod sysctls;
 
-use std::io::{self, IsTerminal, Write};
+use std::env;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use clap::FromArgMatches;
 
-use cli::{Cli, Command, LogFormat, Run};
-use exit::{Ending, Exit};
+use cli::{Cli, Command};
+use exit::Ending;
+use settings::Given;
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
-        Command::Run(arguments) => log_to_stderr(&arguments).and_then(|()| run::run(&arguments)),
+    let arguments = settings::arguments(env::args_os());
+    let matches = settings::command().get_matches_from(&arguments);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let outcome = match cli.command {
+        Command::Run(_) => run::start(&Given::new(arguments, "run")),
+        Command::Config(_) => settings::show(&Given::new(arguments, "config")).map(|()| None),
         Command::Status(arguments) => status::run(&arguments).map(|()| None),
-        Command::Init => init::run(),
+        Command::Init(_) => Given::new(arguments, "init").effective().and_then(|effective| init::run(&effective.run)),
         Command::Cleanup(arguments) => cleanup::run(&arguments).map(|()| None),
     };
     match outcome {
@@ -75,26 +82,4 @@ fn print_line(line: &impl std::fmt::Display) -> anyhow::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
         _ => Ok(()),
     }
-}
-
-fn log_to_stderr(arguments: &Run) -> anyhow::Result<()> {
-    let filter = log_filter(&arguments.log_level).ok_or_else(|| {
-        let level = &arguments.log_level;
-        let sentence = format!(
-            "--log-level {level:?}: expected off, error, warn, info, debug or trace, or directives such as kube_ipvs=debug,kube=info"
-        );
-        Ending::error(Exit::Usage, sentence)
-    })?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
-    match arguments.log_format {
-        LogFormat::Text => logs.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Json => logs.json().init(),
-    }
-    Ok(())
-}
-
-/// A word that is no level would be taken for the one target to log, and silence all others.
-fn log_filter(text: &str) -> Option<EnvFilter> {
-    let understood = |directive: &str| directive.contains(['=', '[']) || directive.parse::<LevelFilter>().is_ok();
-    text.split(',').map(str::trim).all(understood).then(|| EnvFilter::try_new(text).ok()).flatten()
 }

@@ -20,7 +20,7 @@ pub(crate) struct Probes {
     /// How old what is known may be; `None` where objects are read from files.
     pub(crate) freshness: Option<Freshness>,
     /// The age from which on the node is not to be relied on; zero for none.
-    pub(crate) max_staleness: Duration,
+    pub(crate) max_staleness: watch::Receiver<Duration>,
 }
 
 impl Probes {
@@ -48,7 +48,7 @@ impl Probes {
         if let Some(saved) = self.freshness.as_ref().and_then(Freshness::saved).filter(|_| !health.synced_once) {
             return if ready { Some(saved.to_string()) } else { health.stuck(now) };
         }
-        let stale = || self.freshness.as_ref().filter(|_| ready)?.stale(now, self.max_staleness);
+        let stale = || self.freshness.as_ref().filter(|_| ready)?.stale(now, *self.max_staleness.borrow());
         health.unhealthy(now).or_else(stale)
     }
 }
@@ -76,16 +76,16 @@ mod tests {
         health.send_modify(|health| health.note(Instant::now(), Ok(())));
         let freshness = Freshness::new();
         let limit = Duration::from_millis(10);
-        let probes = Probes { health: health_of, freshness: Some(freshness.clone()), max_staleness: limit };
+        let probes = Probes { health: health_of, freshness: Some(freshness.clone()), max_staleness: watch::channel(limit).1 };
         std::thread::sleep(limit * 2);
         let (status, reason) = asked(&probes, "/healthz");
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         assert!(reason.contains("has told nothing of") && reason.contains("--max-staleness"), "{reason}");
         assert_eq!(asked(&probes, "/livez"), (StatusCode::OK, String::new()));
-        let unlimited = Probes { max_staleness: Duration::ZERO, ..probes.clone() };
+        let unlimited = Probes { max_staleness: watch::channel(Duration::ZERO).1, ..probes.clone() };
         assert_eq!(asked(&unlimited, "/healthz").0, StatusCode::OK);
         Kind::ALL.into_iter().for_each(|kind| freshness.note(kind));
-        let patient = Probes { max_staleness: Duration::from_secs(60), ..probes };
+        let patient = Probes { max_staleness: watch::channel(Duration::from_secs(60)).1, ..probes };
         assert_eq!(asked(&patient, "/healthz").0, StatusCode::OK);
     }
 
@@ -93,7 +93,8 @@ mod tests {
     fn j10_what_was_saved_is_alive_and_not_ready() {
         let (health, health_of) = watch::channel(Health::default());
         let freshness = Freshness::new();
-        let probes = Probes { health: health_of, freshness: Some(freshness.clone()), max_staleness: Duration::ZERO };
+        let probes =
+            Probes { health: health_of, freshness: Some(freshness.clone()), max_staleness: watch::channel(Duration::ZERO).1 };
         assert_eq!(asked(&probes, "/livez").0, StatusCode::SERVICE_UNAVAILABLE);
         let at = SystemTime::now().checked_sub(Duration::from_secs(90)).unwrap();
         freshness.note_saved(Some(Saved { at }));

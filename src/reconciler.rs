@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use desired::{Config, Ledger, Parting, Standing};
 use ipnetwork::IpNetwork;
-use kernel::{Failure, Kernel, Leftovers, Mode, Part, Report, Timeouts, sysctl};
+use kernel::sysctl::{self, Outcome, Sysctl};
+use kernel::{Failure, Kernel, Leftovers, Mode, Part, Report, Timeouts};
 use model::{Family, RealServerKey, Rules, Scheduler, Scope, Set, State, Via, Vip, VirtualServerKey};
 use plan::{Order, Ownership, Plan, Step, plan};
 use tokio::sync::watch;
@@ -30,6 +31,7 @@ use crate::register::Origin;
 use crate::schedulers::Schedulers;
 use crate::stale_flows::{self, StaleFlows};
 use crate::status::Names;
+use crate::sysctls;
 
 /// The shortest wait before the kernel is observed again after a failure or a disturbance.
 const RETRY: Duration = Duration::from_millis(500);
@@ -54,6 +56,16 @@ const WHOLE_AUDITS: u64 = 10;
 /// What shapes the reconciler's work.
 pub(crate) struct Settings {
     pub(crate) config: Config,
+    pub(crate) tuning: Tuning,
+    /// Whether what kube-proxy in IPVS mode has left is removed when it is not needed any more.
+    pub(crate) take_over: bool,
+}
+
+/// What of it may change while it works.
+#[derive(Clone, Debug)]
+pub(crate) struct Tuning {
+    /// The scheduler of Services whose own the kernel lacks.
+    pub(crate) scheduler: Scheduler,
     pub(crate) excluded: Vec<IpNetwork>,
     pub(crate) audit_period: Duration,
     /// Zero for never.
@@ -61,8 +73,8 @@ pub(crate) struct Settings {
     pub(crate) drain: Limits,
     /// How long idle connections are kept, in seconds; 0 for as the kernel has it.
     pub(crate) timeouts: Timeouts,
-    /// Whether what kube-proxy in IPVS mode has left is removed when it is not needed any more.
-    pub(crate) take_over: bool,
+    /// What the operator wants of sysctls, beside what IPVS needs.
+    pub(crate) sysctls: Vec<Sysctl>,
 }
 
 /// The thread, and what it tells of itself.
@@ -83,8 +95,8 @@ pub(crate) fn spawn(kernel: Kernel, settings: Settings, mailbox: Mailbox, news: 
     let (lacking, lacking_schedulers) = watch::channel(BTreeSet::new());
     let reconciler = Reconciler {
         ledger: Ledger::new(&settings.config),
-        drains: Drains::new(settings.drain),
-        schedulers: Schedulers::new(settings.config.scheduler, lacking, metrics.clone()),
+        drains: Drains::new(settings.tuning.drain),
+        schedulers: Schedulers::new(settings.tuning.scheduler, lacking, metrics.clone()),
         order: Order::of_node(&settings.config.node_name),
         stale_flows: StaleFlows::default(),
         predecessor: None,
@@ -100,8 +112,8 @@ pub(crate) fn spawn(kernel: Kernel, settings: Settings, mailbox: Mailbox, news: 
         saved: false,
         refused: Refusals::default(),
         news,
-        next_audit: now + settings.audit_period,
-        patrol: Patrol::new(settings.check_period, now),
+        next_audit: now + settings.tuning.audit_period,
+        patrol: Patrol::new(settings.tuning.check_period, now),
         disturbances: Disturbances::new(now),
         retry: RETRY,
         settings,
@@ -251,6 +263,9 @@ impl Reconciler {
             // Whoever asked may have gone.
             let _ = ask.send(self.names());
         }
+        if let Some(tuning) = letter.tuning {
+            self.tune(tuning);
+        }
         if self.observed.is_none() && !self.complete {
             self.adopt();
         }
@@ -306,6 +321,22 @@ impl Reconciler {
             self.ledger.set(&service, fragment);
         }
         self.metrics.count_phase(Phase::Desired, begun.elapsed());
+    }
+
+    /// Takes in what the operator has decided since. What it changes of what the kernel holds, the next pass brings in line.
+    fn tune(&mut self, tuning: Tuning) {
+        let now = Instant::now();
+        self.schedulers.set_default(tuning.scheduler);
+        self.drains.set_limits(tuning.drain);
+        self.patrol = Patrol::new(tuning.check_period, now);
+        self.next_audit = self.next_audit.min(now + tuning.audit_period);
+        for sysctl in &tuning.sysctls {
+            sysctls::report(sysctl, &sysctl.ensure());
+        }
+        self.settings.tuning = tuning;
+        if self.complete {
+            self.keep_timeouts(Pass::Start);
+        }
     }
 
     /// Whether any of these addresses is taken to be bound as such: then it was not this process that has unbound it.
@@ -563,7 +594,7 @@ impl Reconciler {
             self.keep_sysctls();
             self.compare();
         } else {
-            self.next_audit = Instant::now() + self.settings.audit_period;
+            self.next_audit = Instant::now() + self.settings.tuning.audit_period;
         }
     }
 
@@ -581,14 +612,14 @@ impl Reconciler {
         self.metrics.count_phase(Phase::Observe, begun.elapsed());
         match differing {
             Ok(differing) if differing.is_empty() => {
-                self.next_audit = begun + self.settings.audit_period;
+                self.next_audit = begun + self.settings.tuning.audit_period;
                 self.observed = Some(observed);
                 self.keep_timeouts(Pass::Audit);
                 self.apply(&Plan::default(), Pass::Audit, begun);
             }
             Ok(_) => self.pass_over(Pass::Audit, observed, begun),
             Err(error) => {
-                self.next_audit = begun + self.settings.audit_period;
+                self.next_audit = begun + self.settings.tuning.audit_period;
                 self.failed(Pass::Audit, begun, &error);
             }
         }
@@ -597,9 +628,15 @@ impl Reconciler {
     /// Sets again what others have set otherwise. What cannot be set was said at the start.
     fn keep_sysctls(&self) {
         for sysctl in &sysctl::NEEDED {
-            if let sysctl::Outcome::Set { from } = sysctl.ensure() {
+            if let Outcome::Set { from } = sysctl.ensure() {
                 warn!("set {} again, from {from} to {}, which another tool has changed", sysctl.name, sysctl.value);
                 self.metrics.repairs.with_label_values(&["sysctls"]).inc();
+            }
+        }
+        // Some are there only since connections are tracked, which packet rules have begun.
+        for sysctl in &self.settings.tuning.sysctls {
+            if let outcome @ Outcome::Set { .. } = sysctl.ensure() {
+                sysctls::report(sysctl, &outcome);
             }
         }
     }
@@ -622,7 +659,7 @@ impl Reconciler {
         match self.observe() {
             Ok(observed) => self.pass_over(pass, observed, begun),
             Err(error) => {
-                self.next_audit = begun + self.settings.audit_period;
+                self.next_audit = begun + self.settings.tuning.audit_period;
                 self.failed(pass, begun, &error);
             }
         }
@@ -631,7 +668,7 @@ impl Reconciler {
     /// Compares everything with what was `observed`, and brings it in line.
     fn pass_over(&mut self, pass: Pass, observed: State, begun: Instant) {
         if pass != Pass::Repair {
-            self.next_audit = begun + self.settings.audit_period;
+            self.next_audit = begun + self.settings.tuning.audit_period;
             self.refused.clear();
         }
         self.keep_timeouts(pass);
@@ -639,10 +676,10 @@ impl Reconciler {
         desired.rules.clone_from(&self.rules);
         self.schedulers.ask_again(&desired, |scheduler| self.kernel.offers(scheduler));
         self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
-        let ours = Some((&observed, self.settings.excluded.as_slice()));
+        let ours = Some((&observed, self.settings.tuning.excluded.as_slice()));
         let known = Known { ledger: &self.ledger, ours, complete: pass != Pass::Start };
         self.drains.keep_leaving(&mut desired, &observed, &known, begun);
-        let ownership = Ownership::Node { excluded: &self.settings.excluded };
+        let ownership = Ownership::Node { excluded: &self.settings.tuning.excluded };
         let plan = self.planned(&desired, &observed, &ownership);
         // What is remembered of the kernel grows by what is done now, into the memory that this takes.
         drop(desired);
@@ -667,7 +704,7 @@ impl Reconciler {
 
     /// Has idle connections kept for as long as is asked for, whoever else has set that meanwhile.
     fn keep_timeouts(&mut self, pass: Pass) {
-        match self.kernel.keep_timeouts(self.settings.timeouts) {
+        match self.kernel.keep_timeouts(self.settings.tuning.timeouts) {
             Ok(None) => {}
             Ok(Some(Timeouts { tcp, tcp_fin, udp })) if pass != Pass::Start => {
                 warn!(tcp, tcp_fin, udp, "set the IPVS time-outs again, which another tool has changed");
@@ -789,7 +826,7 @@ impl Reconciler {
     /// Moves the next audit up: after a failure, each time with twice the patience.
     fn audit_soon(&mut self) {
         self.next_audit = self.next_audit.min(Instant::now() + self.retry);
-        self.retry = (self.retry * 2).min(self.settings.audit_period.max(RETRY));
+        self.retry = (self.retry * 2).min(self.settings.tuning.audit_period.max(RETRY));
     }
 
     fn failed(&mut self, pass: Pass, begun: Instant, error: &kernel::Error) {

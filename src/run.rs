@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -17,12 +18,12 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{LocalSet, spawn_local};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::agent::{Agent, Memory, PATIENCE, Servers, Sources};
 use crate::cleanup::KubeProxy;
 use crate::cli::{
-    Bind, DetectLocalMode, KubeProxyLeftovers, NodePortAddress, Occupied, Proxy, Run, VipBinding, VipPing, WatchNodes,
+    Bind, Cleanup, DetectLocalMode, KubeProxyLeftovers, NodePortAddress, Occupied, Proxy, Run, VipBinding, VipPing, WatchNodes,
 };
 use crate::drain::Limits;
 use crate::exit::{Ending, Exit, kernel_ending};
@@ -31,18 +32,20 @@ use crate::health::Health;
 use crate::health_check::HealthChecks;
 use crate::http::{self, Answer};
 use crate::listeners::Sockets;
+use crate::logs::Logs;
 use crate::mailbox::Mailbox;
 use crate::metrics::Metrics;
 use crate::news::News;
 use crate::probes::Probes;
-use crate::reconciler::{self, Running, Settings};
+use crate::reconciler::{self, Running, Settings, Tuning};
 use crate::register::Register;
 use crate::relay::Relays;
 use crate::saved::Keeper;
+use crate::settings::{self, Effective, Given, Origin};
 use crate::source::Event;
-use crate::source::api::{ApiSource, Tuning, connect};
+use crate::source::api::{self, ApiSource, connect_to};
 use crate::source::manifests::ManifestSource;
-use crate::{cleanup, events, node, removals, status, sysctls};
+use crate::{cleanup, events, init, node, node_sysctls, removals, status, sysctls};
 
 /// Events that may wait before whoever reads the API server has to.
 const EVENTS: usize = 1024;
@@ -53,9 +56,31 @@ const NAMES_TIMEOUT: Duration = Duration::from_secs(4);
 ///
 /// # Errors
 /// When something is missing that nothing works without.
-pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
+pub(crate) fn start(given: &Given) -> anyhow::Result<Option<Exit>> {
+    let effective = given.effective()?;
+    let flags = &effective.run.kube_proxy;
+    if flags.init_only {
+        return init::run(&effective.run);
+    }
+    if flags.cleanup {
+        return cleanup::run(&Cleanup::of(&effective.run)).map(|()| None);
+    }
+    if let Some(path) = &flags.write_config_to {
+        return settings::write(&effective, path).map(|()| None);
+    }
+    let logs = Logs::to_stderr(effective.run.log_format, effective.log_level()?)?;
+    effective.log();
+    run(given, effective, logs)
+}
+
+fn run(given: &Given, effective: Effective, logs: Logs) -> anyhow::Result<Option<Exit>> {
+    let effective = Rc::new(effective);
+    let arguments = &effective.run;
     let node_name = node::name(arguments.node_name.as_deref())?;
-    let config = config(&arguments.proxy, &node_name)?;
+    let config = config(arguments, &node_name)?;
+    if config.masquerade.detect_local == DetectLocal::None {
+        warn!("no --cluster-cidr: callers from outside the cluster are not masqueraded, and answers to them may get lost");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     let tasks = LocalSet::new();
     let (sender, events) = mpsc::channel(EVENTS);
@@ -72,7 +97,8 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
         scheduler = %config.scheduler,
         "starting"
     );
-    set_sysctls(&config);
+    set_sysctls(&config, &arguments.kube_proxy);
+    set_oom_score(&effective);
     check_input(&kernel, &config);
 
     let metrics = Metrics::new().context("cannot register metrics")?;
@@ -82,19 +108,7 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
     let sockets = Sockets::follow(arguments.audit_period)?;
     let settings = Settings {
         config: config.clone(),
-        excluded: arguments.proxy.exclude_cidrs.clone(),
-        audit_period: arguments.audit_period,
-        check_period: arguments.check_period,
-        drain: Limits {
-            connections: arguments.proxy.drain_timeout,
-            datagrams: arguments.proxy.udp_drain_timeout,
-            vanished: arguments.proxy.vanished_drain_timeout,
-        },
-        timeouts: Timeouts {
-            tcp: arguments.proxy.ipvs_tcp_timeout,
-            tcp_fin: arguments.proxy.ipvs_tcpfin_timeout,
-            udp: arguments.proxy.ipvs_udp_timeout,
-        },
+        tuning: tuning(arguments),
         take_over: arguments.proxy.kube_proxy_leftovers == KubeProxyLeftovers::Remove,
     };
     let news = News::default();
@@ -111,16 +125,31 @@ pub(crate) fn run(arguments: &Run) -> anyhow::Result<Option<Exit>> {
         .map(|client| events::channel(client, node_name.clone(), events::Tuning::default(), metrics.clone()))
         .unzip();
     let register = Register::new(metrics.clone(), reports);
+    let (decide, decided) = watch::channel(config.clone());
+    let (limit_staleness, max_staleness) = watch::channel(arguments.max_staleness);
     let mut agent = Agent::new(config, RuleOptions { random_fully }, mailbox.clone(), register, news, metrics.clone(), servers);
     if let (Some(path), Some(freshness)) = (&arguments.state_dir, &freshness) {
         let (keeper, kept) = Keeper::open(path, selection(arguments, &node_name), metrics.clone())?;
         agent = agent.remembering(Memory { keeper, kept, freshness: freshness.clone(), patience: PATIENCE });
     }
+    let apply = {
+        let mailbox = mailbox.clone();
+        move |effective: &Effective| {
+            let config = self::config(&effective.run, &node_name)?;
+            logs.set(effective.log_level()?)?;
+            mailbox.post(|letter| letter.tuning = Some(tuning(&effective.run)));
+            decide.send_if_modified(|known| std::mem::replace(known, config.clone()) != config);
+            limit_staleness.send_replace(effective.run.max_staleness);
+            Ok(())
+        }
+    };
     let outcome = tasks.block_on(&runtime, async {
         writer.map(|writer| spawn_local(writer.run()));
-        let probes = Probes { health: health.clone(), freshness, max_staleness: arguments.max_staleness };
+        let probes = Probes { health: health.clone(), freshness, max_staleness };
         serve(arguments, &mailbox, &metrics, probes)?;
-        follow(arguments.once, agent, source, Sources { events, network, sockets, lacking_schedulers }, health).await
+        spawn_local(settings::follow(given.clone(), effective.clone(), apply));
+        follow(arguments.once, agent, source, Sources { events, network, sockets, lacking_schedulers, config: decided }, health)
+            .await
     });
     mailbox.post(|letter| letter.stop = true);
     if thread.join().is_err() {
@@ -157,11 +186,18 @@ async fn source(arguments: &Run, node_name: &str, events: mpsc::Sender<Event>) -
         return Ok(Followed { source: Box::pin(source.run(events)), client: None, freshness: None });
     }
     let freshness = Freshness::new();
-    let client = connect(arguments.source.kubeconfig.as_deref(), &arguments.api_endpoints, &freshness).await.map_err(invalid)?;
-    let tuning = Tuning {
+    let client = connect_to(
+        arguments.source.kubeconfig.as_deref(),
+        arguments.kube_proxy.master.as_ref(),
+        &arguments.api_endpoints,
+        &freshness,
+    )
+    .await
+    .map_err(invalid)?;
+    let tuning = api::Tuning {
         all_nodes: arguments.proxy.watch_nodes == WatchNodes::All,
         proxy_name: arguments.proxy.service_proxy_name.clone(),
-        ..Tuning::default()
+        ..api::Tuning::default()
     };
     let source = ApiSource::new(client.clone(), node_name.to_owned(), tuning, freshness.clone());
     Ok(Followed { source: Box::pin(async move { source.run(events).await }), client: Some(client), freshness: Some(freshness) })
@@ -237,16 +273,37 @@ async fn follow(
     }
 }
 
-fn config(proxy: &Proxy, node_name: &str) -> anyhow::Result<Config> {
+/// What of the reconciler's work the flags shape, as long as it is not what is desired.
+fn tuning(arguments: &Run) -> Tuning {
+    let proxy = &arguments.proxy;
+    Tuning {
+        scheduler: proxy.scheduler,
+        excluded: proxy.exclude_cidrs.clone(),
+        audit_period: arguments.audit_period,
+        check_period: arguments.check_period,
+        drain: Limits {
+            connections: proxy.drain_timeout,
+            datagrams: proxy.udp_drain_timeout,
+            vanished: proxy.vanished_drain_timeout,
+        },
+        timeouts: Timeouts { tcp: proxy.ipvs_tcp_timeout, tcp_fin: proxy.ipvs_tcpfin_timeout, udp: proxy.ipvs_udp_timeout },
+        sysctls: node_sysctls::of(&arguments.kube_proxy),
+    }
+}
+
+/// What the flags say about what a node called `node_name` should hold.
+///
+/// # Errors
+/// When they contradict each other.
+pub(crate) fn config(arguments: &Run, node_name: &str) -> anyhow::Result<Config> {
+    let proxy = &arguments.proxy;
     let usage = |sentence: String| Ending::error(Exit::Usage, sentence);
     let interface = |flag: &str, name: &Option<String>| {
-        InterfaceName::new(name.as_deref().unwrap_or_default()).map_err(|error| usage(format!("{flag}: {error}")))
+        let Some(name) = name else { return Err(usage(format!("{flag} is needed with this --detect-local-mode"))) };
+        InterfaceName::new(name).map_err(|error| usage(format!("{flag}: {error}")))
     };
     let detect_local = match proxy.detect_local_mode {
-        DetectLocalMode::ClusterCidr if proxy.cluster_cidr.is_empty() => {
-            warn!("no --cluster-cidr: callers from outside the cluster are not masqueraded, and answers to them may get lost");
-            DetectLocal::None
-        }
+        DetectLocalMode::ClusterCidr if proxy.cluster_cidr.is_empty() => DetectLocal::None,
         DetectLocalMode::ClusterCidr => DetectLocal::ClusterCidr(proxy.cluster_cidr.clone()),
         DetectLocalMode::NodeCidr => DetectLocal::NodeCidr,
         DetectLocalMode::BridgeInterface => DetectLocal::BridgeInterface(interface("--bridge-interface", &proxy.bridge_interface)?),
@@ -287,6 +344,7 @@ fn config(proxy: &Proxy, node_name: &str) -> anyhow::Result<Config> {
         answer_pings: proxy.vip_ping == VipPing::Answer,
         ranges_per_family: proxy.source_ranges_per_family,
         open_input: proxy.open_input,
+        external_ips: !arguments.kube_proxy.feature_gates.iter().any(|gate| gate == "AllowServiceExternalIPs=false"),
         families: supported_families(),
         scheduler: proxy.scheduler,
         masquerade: Masquerade { all: proxy.masquerade_all, mark, detect_local, ports },
@@ -328,12 +386,22 @@ fn check_input(kernel: &Kernel, config: &Config) {
     }
 }
 
-fn set_sysctls(config: &Config) {
-    for sysctl in &sysctl::NEEDED {
+fn set_sysctls(config: &Config, flags: &settings::KubeProxy) {
+    for sysctl in sysctl::NEEDED.iter().chain(&node_sysctls::of(flags)) {
         sysctls::report(sysctl, &sysctl.ensure());
     }
     if config.families.contains(&model::Family::V6) {
         sysctls::report(&sysctl::CHECKED_IPV6, &sysctl::CHECKED_IPV6.check());
+    }
+}
+
+/// Says how likely the kernel is to end this process for want of memory. That may take a capability which nothing else does.
+fn set_oom_score(effective: &Effective) {
+    let score = effective.run.kube_proxy.oom_score_adj;
+    let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) else { return };
+    match effective.value("oom-score-adj") {
+        Some(value) if value.origin != Origin::Default => warn!(score, %error, "cannot set oom_score_adj"),
+        _ => debug!(score, %error, "cannot set oom_score_adj"),
     }
 }
 

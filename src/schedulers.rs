@@ -27,6 +27,11 @@ impl Schedulers {
         Self { default, known: BTreeMap::new(), lacking, metrics }
     }
 
+    /// Takes in another choice of the operator.
+    pub(crate) const fn set_default(&mut self, default: Scheduler) {
+        self.default = default;
+    }
+
     /// Asks the kernel for those schedulers of `desired` that it has not been asked for, and replaces those it lacks: by the operator's
     /// choice or, where that is lacking as well, by `rr`.
     pub(crate) fn serve(&mut self, desired: &mut State, mut offers: impl FnMut(Scheduler) -> Result<bool, kernel::Error>) {

@@ -11,9 +11,10 @@ use serde_json::Value;
 
 /// What each package may use outside of its tests, in this workspace and beyond. Whoever adds to this list changes what a crate may
 /// know, and says why.
-const MAY_USE: [(&str, &[&str]); 6] = [
+const MAY_USE: [(&str, &[&str]); 7] = [
     ("model", &["ipnetwork"]),
     ("desired", &["model", "ipnetwork", "k8s-openapi", "serde"]),
+    ("config", &["ipnetwork", "serde", "serde-saphyr", "serde_json"]),
     ("plan", &["model", "ipnetwork"]),
     ("wire", &["model", "ipnetwork", "thiserror"]),
     // rustix and socket2 for sockets whose notifications the kernel filters, which neli does not let anybody ask for.
@@ -21,6 +22,7 @@ const MAY_USE: [(&str, &[&str]); 6] = [
     (
         "kube-ipvs",
         &[
+            "config",
             "desired",
             "plan",
             "kernel",
@@ -51,7 +53,7 @@ const MAY_USE: [(&str, &[&str]); 6] = [
 const TOOLS: [&str; 4] = ["xtask", "apiserver", "testkit", "bench"];
 
 /// The crates that decide and do not act: no waiting, no sockets, no logging, not even by way of what they use.
-const PURE: [&str; 4] = ["model", "desired", "plan", "wire"];
+const PURE: [&str; 5] = ["model", "config", "desired", "plan", "wire"];
 const ACTING: [&str; 14] = [
     "tokio",
     "hyper",

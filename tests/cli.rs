@@ -215,8 +215,8 @@ fn flags_that_do_not_go_together_are_named() {
     kube_ipvs(&["run", "--manifests", "a", "--kubeconfig", "b"]).expect(2, &["--manifests", "--kubeconfig", "cannot be used with"]);
     kube_ipvs(&["run", "--once", "--cleanup-on-exit"]).expect(2, &["--once", "--cleanup-on-exit", "cannot be used with"]);
     kube_ipvs(&["cleanup", "--kube-proxy", "--hand-over"]).expect(2, &["--kube-proxy", "--hand-over", "cannot be used with"]);
-    kube_ipvs(&["run", "--detect-local-mode", "BridgeInterface"]).expect(2, &["--bridge-interface"]);
-    kube_ipvs(&["run", "--detect-local-mode", "InterfaceNamePrefix"]).expect(2, &["--interface-name-prefix"]);
+    kube_ipvs(&["run", "--detect-local-mode", "BridgeInterface"]).expect(2, &["--bridge-interface is needed"]);
+    kube_ipvs(&["run", "--detect-local-mode", "InterfaceNamePrefix"]).expect(2, &["--interface-name-prefix is needed"]);
     kube_ipvs(&["run", "--nodeport-addresses", "primary,192.0.2.0/24"]).expect(2, &["--nodeport-addresses", "stand alone"]);
     kube_ipvs(&["run", "--nodeport-addresses", "all,eth0"]).expect(2, &["--nodeport-addresses", "stand alone"]);
     kube_ipvs(&["run", "--masquerade-port-range", "32000-40000"])
@@ -234,6 +234,77 @@ fn kube_proxys_names_of_flags_work() {
         --healthz-bind-address 0.0.0.0:10256 --metrics-bind-address 127.0.0.1:10249";
     // All of them were understood when the first complaint is about the path.
     kube_ipvs(&arguments.split_whitespace().collect::<Vec<_>>()).expect(2, &["--manifests /nonexistent"]);
+}
+
+/// What kubeadm puts into the ConfigMap of kube-proxy, with IPVS chosen.
+const KUBEADM: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+bindAddress: 0.0.0.0
+clientConnection: {acceptContentTypes: '', burst: 0, contentType: '', kubeconfig: /nonexistent/kubeconfig.conf, qps: 0}
+clusterCIDR: 10.244.0.0/16
+configSyncPeriod: 0s
+conntrack: {maxPerCore: null, min: null, tcpCloseWaitTimeout: null, tcpEstablishedTimeout: null}
+healthzBindAddress: ''
+ipvs: {excludeCIDRs: null, minSyncPeriod: 0s, scheduler: '', strictARP: false, syncPeriod: 0s, tcpFinTimeout: 0s, tcpTimeout: 0s, udpTimeout: 0s}
+logging: {flushFrequency: 0, verbosity: 0}
+metricsBindAddress: ''
+mode: ipvs
+nodePortAddresses: null
+";
+
+#[test]
+fn kube_proxys_command_and_file_work_unchanged() {
+    let directory = directory();
+    let file = directory.path().join("config.conf");
+    fs::write(&file, KUBEADM).unwrap();
+    let as_kube_proxy = directory.path().join("kube-proxy");
+    std::os::unix::fs::symlink(PROGRAM, &as_kube_proxy).unwrap();
+    let arguments = [format!("--config={}", file.display()), "--hostname-override=node-1".to_owned()];
+    // All of it was understood when the first complaint is about the kubeconfig that the file names.
+    Ended::run(Command::new(&as_kube_proxy).args(&arguments)).expect(2, &["/nonexistent/kubeconfig.conf"]);
+    Ended::run(Command::new(PROGRAM).args(&arguments)).expect(2, &["/nonexistent/kubeconfig.conf"]);
+
+    let written = directory.path().join("written.conf");
+    Ended::run(Command::new(&as_kube_proxy).args(&arguments).arg("--write-config-to").arg(&written)).expect(0, &[]);
+    let written: serde_json::Value = serde_json::from_str(&fs::read_to_string(written).unwrap()).unwrap();
+    assert_eq!(written["hostnameOverride"], "node-1");
+    assert_eq!(written["conntrack"]["maxPerCore"], 32768);
+    assert_eq!(written["metricsBindAddress"], "127.0.0.1:10249");
+
+    fs::write(&file, KUBEADM.replace("mode: ipvs", "mode: iptables\nkind2: x").replace("strictARP: false", "strictARP: maybe"))
+        .unwrap();
+    let ended = Ended::run(Command::new(PROGRAM).args(&arguments));
+    ended.expect(
+        2,
+        &[
+            "config.conf, line 13: mode: is \"iptables\"; kube-ipvs serves with IPVS alone",
+            "line 10: ipvs.strictARP: is \"maybe\"; expected true or false",
+        ],
+    );
+}
+
+#[test]
+fn config_prints_a_file_that_says_the_same_and_where_each_value_comes_from() {
+    let directory = directory();
+    let file = directory.path().join("config.conf");
+    fs::write(&file, KUBEADM).unwrap();
+    let printed =
+        kube_ipvs(&["config", "--config", text(&file), "--drain-timeout", "5m", "--nodeport-addresses", "eth0,192.0.2.0/24"]);
+    printed.expect(0, &[]);
+    for line in [
+        "drainTimeout: 5m # --drain-timeout",
+        "nodeportAddresses: [eth0, \"192.0.2.0/24\"] # --nodeport-addresses",
+        "clusterCidr: \"10.244.0.0/16\" # config.conf, line 5: clusterCIDR",
+        "auditPeriod: 30s # default",
+    ] {
+        assert!(printed.stdout.lines().any(|printed| printed == line), "{line}:\n{}", printed.stdout);
+    }
+    fs::write(&file, &printed.stdout).unwrap();
+    let again = kube_ipvs(&["config", "--config", text(&file)]);
+    again.expect(0, &[]);
+    let values = |text: &str| text.lines().map(|line| line.split(" # ").next().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(values(&again.stdout), values(&printed.stdout));
+    kube_ipvs(&["config", "--nodeport-addresses", "all,eth0"]).expect(2, &["stand alone"]);
 }
 
 #[test]

@@ -285,12 +285,20 @@ fn live(percent: u64, seed: u64) {
     kernel.interfere(|| Box::new(Line { faults: faults.clone(), answers: VecDeque::new(), late: false }));
     let settings = Settings {
         config: config.clone(),
-        excluded: Vec::new(),
-        audit_period: Duration::from_secs(2),
-        check_period: Duration::from_millis(200),
-        timeouts: Timeouts { tcp: 0, tcp_fin: 0, udp: 0 },
+        tuning: Tuning {
+            scheduler: Scheduler::RR,
+            excluded: Vec::new(),
+            audit_period: Duration::from_secs(2),
+            check_period: Duration::from_millis(200),
+            timeouts: Timeouts { tcp: 0, tcp_fin: 0, udp: 0 },
+            drain: Limits {
+                connections: Duration::from_secs(1),
+                datagrams: Duration::from_secs(1),
+                vanished: Duration::from_secs(1),
+            },
+            sysctls: Vec::new(),
+        },
         take_over: false,
-        drain: Limits { connections: Duration::from_secs(1), datagrams: Duration::from_secs(1), vanished: Duration::from_secs(1) },
     };
     let mailbox = Mailbox::default();
     let running = spawn(kernel, settings, mailbox.clone(), News::default(), Metrics::new().unwrap()).unwrap();

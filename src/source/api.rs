@@ -10,7 +10,9 @@ mod endpoints;
 mod received;
 mod trouble;
 
+#[cfg(test)]
 pub(crate) use client::connect;
+pub(crate) use client::connect_to;
 pub(crate) use endpoints::Endpoint;
 
 use super::selection::selectors;

@@ -8,6 +8,7 @@ mod binding;
 mod changes;
 mod cleanup;
 mod cluster;
+mod configuration;
 mod drain;
 mod events;
 mod foreign;

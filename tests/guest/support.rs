@@ -186,7 +186,8 @@ pub(crate) fn real_servers(node: &Netns, option: &str, virtual_server: &str) -> 
     Ok(sorted(virtual_servers(node)?.iter().filter_map(|line| line.strip_prefix(&start)).map(str::to_owned).collect()))
 }
 
-fn rules(node: &Netns) -> Result<Vec<String>> {
+/// The packet rules of both families.
+pub(crate) fn rules(node: &Netns) -> Result<Vec<String>> {
     let mut rules = Vec::new();
     for program in ["iptables-save", "ip6tables-save"] {
         let saved = node.exec(&[program])?;

@@ -77,7 +77,25 @@ impl fmt::Display for Document {
 /// # Errors
 /// Everything that is wrong with it, in the order of the lines; never nothing.
 pub fn read(bytes: &[u8]) -> Result<Configuration, Vec<Problem>> {
-    let whole = |line, message: &str| vec![Problem::new(line, "", message)];
+    let (configuration, problems) = read_what_there_is(bytes);
+    if problems.is_empty() { Ok(configuration) } else { Err(problems) }
+}
+
+/// The same, with what can be read nevertheless beside what is wrong: for whoever has more to find out about it.
+#[must_use]
+pub fn read_what_there_is(bytes: &[u8]) -> (Configuration, Vec<Problem>) {
+    match documents(bytes) {
+        Ok(Found { mut configuration, mut problems }) => {
+            configuration.settings.sort_by_key(|setting| setting.document);
+            problems.sort();
+            (configuration, problems)
+        }
+        Err(problem) => (Configuration::default(), vec![problem]),
+    }
+}
+
+fn documents(bytes: &[u8]) -> Result<Found, Problem> {
+    let whole = |line, message: &str| Problem::new(line, "", message);
     if bytes.len() > MAX_SIZE {
         return Err(whole(1, "the file is larger than 1 MiB, which no configuration is"));
     }
@@ -85,7 +103,7 @@ pub fn read(bytes: &[u8]) -> Result<Configuration, Vec<Problem>> {
         let line = bytes.iter().take(error.valid_up_to()).filter(|byte| **byte == b'\n').count() + 1;
         whole(line, "this is not UTF-8 text")
     })?;
-    let documents = tree::documents(text).map_err(|problem| vec![problem])?;
+    let documents = tree::documents(text)?;
     if documents.is_empty() {
         return Err(whole(1, "the file has no document; leave out --config to run without one"));
     }
@@ -110,14 +128,7 @@ pub fn read(bytes: &[u8]) -> Result<Configuration, Vec<Problem>> {
             Err(problem) => found.problems.push(problem),
         }
     }
-    let Found { mut configuration, mut problems } = found;
-    if problems.is_empty() {
-        configuration.settings.sort_by_key(|setting| setting.document);
-        Ok(configuration)
-    } else {
-        problems.sort();
-        Err(problems)
-    }
+    Ok(found)
 }
 
 /// What has been found so far.

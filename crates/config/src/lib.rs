@@ -36,7 +36,7 @@ mod problem;
 mod render;
 mod tree;
 
-pub use document::{Configuration, Document, Setting, read};
+pub use document::{Configuration, Document, Setting, read, read_what_there_is};
 pub use duration::{format_duration, parse_duration};
 pub use field::{Effect, FIELDS, Field, HEALTHZ_PORT, METRICS_PORT};
 pub use kind::{Kind, bind as parse_bind};

@@ -35,17 +35,36 @@ const WATCH_BURST: u32 = 10;
 /// How long a connection may take where there is another server to go on to. One across a continent takes a fraction of a second.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A client for the cluster that `kubeconfig` names, or for the one this pod runs in. Its requests go to the `endpoints` instead of the server
+/// A client for the cluster that `kubeconfig` names, or for the one this pod runs in, at the URL of `master` if there is one. Its requests go to the `endpoints` instead of the server
 /// that is named there, if there are any. What its watches say of how well they are is noted.
-pub(crate) async fn connect(kubeconfig: Option<&Path>, endpoints: &[Endpoint], freshness: &Freshness) -> Result<Client> {
-    let mut config = match kubeconfig {
-        Some(path) => from_file(path).await?,
-        None => Config::incluster().map_err(|error| {
-            anyhow!("this is not a pod with a service account ({error}): pass --kubeconfig PATH, or --manifests PATH to run without a cluster")
-        })?,
+pub(crate) async fn connect_to(
+    kubeconfig: Option<&Path>,
+    master: Option<&Endpoint>,
+    endpoints: &[Endpoint],
+    freshness: &Freshness,
+) -> Result<Client> {
+    let mut config = match (kubeconfig, Config::incluster(), master) {
+        (Some(path), ..) => from_file(path).await?,
+        (None, Ok(config), _) => config,
+        // As kube-proxy has it: an API server that asks for nothing, as one on the same machine may.
+        (None, Err(_), Some(master)) => Config::new(master.root()),
+        (None, Err(error), None) => bail!(
+            "this is not a pod with a service account ({error}): pass --kubeconfig PATH, or --manifests PATH to run without a cluster"
+        ),
     };
+    if let Some(master) = master {
+        if config.cluster_url.scheme_str() == Some("https") && !master.is_encrypted() {
+            bail!("--master: credentials would go to {master} unencrypted; begin it with https:// as the cluster's own URL does");
+        }
+        config.cluster_url = master.root();
+    }
     redirect(&mut config, endpoints)?;
     client(config, Endpoints::new(endpoints.to_vec()), freshness.clone()).context("the API client cannot be set up")
+}
+
+#[cfg(test)]
+pub(crate) async fn connect(kubeconfig: Option<&Path>, endpoints: &[Endpoint], freshness: &Freshness) -> Result<Client> {
+    connect_to(kubeconfig, None, endpoints, freshness).await
 }
 
 async fn from_file(path: &Path) -> Result<Config> {

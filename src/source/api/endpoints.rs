@@ -44,6 +44,11 @@ impl Endpoint {
         self.scheme == Scheme::HTTPS
     }
 
+    /// Its URL.
+    pub(super) fn root(&self) -> Uri {
+        self.uri(&Uri::from_static("/"))
+    }
+
     /// The same request to this server.
     fn uri(&self, request: &Uri) -> Uri {
         let mut parts = request.clone().into_parts();
