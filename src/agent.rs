@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
+use crate::eligibility::Eligibility;
 use crate::freshness::{Freshness, Saved};
 use crate::health_check::HealthChecks;
 use crate::listeners::Sockets;
@@ -46,6 +47,8 @@ pub(crate) struct Agent {
     memory: Option<Memory>,
     /// Whether what was saved is served.
     on_saved: bool,
+    /// Whom to tell what the Node object says of traffic.
+    eligibility: watch::Sender<Eligibility>,
 }
 
 /// What was told before, and what is to be remembered of what is told.
@@ -110,7 +113,14 @@ impl Agent {
             servers,
             memory: None,
             on_saved: false,
+            eligibility: watch::Sender::new(Eligibility::Unknown),
         }
+    }
+
+    /// The same agent, which tells what the Node object says of traffic.
+    pub(crate) fn telling(mut self, eligibility: watch::Sender<Eligibility>) -> Self {
+        self.eligibility = eligibility;
+        self
     }
 
     /// The same agent, with a memory. What it remembers is in the index from now on, as if it had been listed, so that the first complete listings
@@ -228,6 +238,10 @@ impl Agent {
             Object::Service(service) => self.index.apply_service(service),
             Object::EndpointSlice(slice) => self.index.apply_slice(slice),
             Object::Node(node) => {
+                if node.metadata.name.as_deref() == Some(&*self.index.config().node_name) {
+                    let eligibility = Eligibility::of(node);
+                    self.eligibility.send_if_modified(|known| std::mem::replace(known, eligibility.clone()) != eligibility);
+                }
                 self.index.apply_node(node);
                 Ok(())
             }

@@ -87,7 +87,7 @@ impl HealthChecks {
                 std::future::ready(answer(&service, count.get().for_caller_of(called), healthy))
             }
         };
-        let task = spawn_local(http::serve(any_address(port), "a health check node port", answer)).abort_handle();
+        let task = spawn_local(http::serve(any_address(port), "a health check node port", None, answer)).abort_handle();
         Server { port, local_endpoints: count, task }
     }
 }

@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinHandle;
@@ -50,23 +52,53 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections served at a time. For one more the oldest is given up: a request that is whole is answered at once, so it is one whose client
 /// takes its time.
 const CONNECTIONS: usize = 64;
+/// Connections that may wait to be accepted; the standard library's number.
+const BACKLOG: i32 = 128;
 /// How long to wait before trying again to listen on an address that is taken.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Serves GET requests on `address`, for as long as the process lives. `answer` gets the path and the address that was called.
+/// Listens on `address`; with `0.0.0.0` on both families, as with `[::]` and as Go does, if the kernel has both.
+///
+/// # Errors
+/// When that is not possible.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let bind = |address: SocketAddr| {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            // Whatever net.ipv6.bindv6only says.
+            socket.set_only_v6(false)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    if address.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED) {
+        match bind((Ipv6Addr::UNSPECIFIED, address.port()).into()) {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {}
+            listener => return listener,
+        }
+    }
+    bind(address)
+}
+
+/// Serves GET requests on `address`, for as long as the process lives; through `listener` if there is one. `answer` gets the path and the address
+/// that was called.
 ///
 /// An address that cannot be listened on is retried: an agent whose health port is taken still proxies.
-pub(crate) async fn serve<F, R>(address: SocketAddr, what: &'static str, answer: F)
+pub(crate) async fn serve<F, R>(address: SocketAddr, what: &'static str, listener: Option<TcpListener>, answer: F)
 where
     F: Fn(String, IpAddr) -> R + Clone + 'static,
     R: Future<Output = Answer> + 'static,
 {
+    let mut listening = listener.map_or_else(|| listen(address), Ok);
     let listener = loop {
-        match TcpListener::bind(address).await {
+        match listening {
             Ok(listener) => break listener,
             Err(error) => {
                 warn!(%address, %error, "cannot serve {what}; trying again every {} s", RETRY.as_secs());
                 tokio::time::sleep(RETRY).await;
+                listening = listen(address);
             }
         }
     };
@@ -94,7 +126,7 @@ pub(crate) fn control_listener(path: &Path) -> anyhow::Result<UnixListener> {
     let mut unready = path.as_os_str().to_owned();
     unready.push(".unready");
     match std::fs::remove_file(&unready) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(cannot),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(cannot),
         _ => {}
     }
     let listener = UnixListener::bind(&unready).with_context(cannot)?;
@@ -113,7 +145,7 @@ where
 }
 
 /// Answers whoever `next` brings, with what it says of where they have called.
-async fn accept<S, C, F, R>(next: impl AsyncFn() -> std::io::Result<(S, C)>, answer: F)
+async fn accept<S, C, F, R>(next: impl AsyncFn() -> io::Result<(S, C)>, answer: F)
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
     C: Copy + 'static,
@@ -212,7 +244,6 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpStream, UnixStream};
     use tokio::task::{LocalSet, spawn_local};
@@ -223,10 +254,10 @@ mod tests {
 
     /// The address of a server that answers with the path.
     async fn server() -> SocketAddr {
-        // Its port was free a moment ago.
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
+        let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
         let answer = |path: String, _| std::future::ready(Answer::text(StatusCode::OK, &path));
-        spawn_local(serve(address, "a test", answer));
+        spawn_local(serve(address, "a test", Some(listener), answer));
         timeout(LONG, async {
             while TcpStream::connect(address).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -274,12 +305,30 @@ mod tests {
                 let mut open = 0;
                 for stream in &slow {
                     open += usize::from(
-                        matches!(stream.try_read(&mut [0; 64]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock),
+                        matches!(stream.try_read(&mut [0; 64]), Err(error) if error.kind() == io::ErrorKind::WouldBlock),
                     );
                 }
                 assert!(open <= CONNECTIONS, "{open} are still open");
             })
             .await;
+    }
+
+    #[tokio::test]
+    async fn all_addresses_are_those_of_both_families() {
+        let has_ipv6 = std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
+        for any in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
+            if any.is_ipv6() && !has_ipv6 {
+                assert!(listen((any, 0).into()).is_err());
+                continue;
+            }
+            let listener = listen((any, 0).into()).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+            assert_eq!(TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.is_ok(), has_ipv6);
+            assert_eq!(listen((any, port).into()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        }
+        let one = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap().local_addr().unwrap();
+        assert!(one.is_ipv4(), "a single address is that alone");
     }
 
     #[tokio::test]

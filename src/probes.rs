@@ -1,14 +1,17 @@
 //! What `/healthz` and `/livez` answer.
 //!
-//! `/healthz` asks whether the node may be relied on, `/livez` whether a restart of the agent could help. It cannot help against an API server
+//! `/healthz` asks whether the node may be relied on and is to be sent traffic at all, `/livez` whether a restart of the agent could help. It cannot help against an API server
 //! that is away: what is known by then would only have to be learnt again.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use hyper::StatusCode;
-use serde_json::json;
+use model::Family;
+use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::eligibility::Eligibility;
 use crate::freshness::Freshness;
 use crate::health::Health;
 use crate::http::Answer;
@@ -17,30 +20,76 @@ use crate::http::Answer;
 #[derive(Clone)]
 pub(crate) struct Probes {
     pub(crate) health: watch::Receiver<Health>,
+    /// The families that are served.
+    pub(crate) families: BTreeSet<Family>,
+    /// What the Node object says.
+    pub(crate) eligibility: watch::Receiver<Eligibility>,
     /// How old what is known may be; `None` where objects are read from files.
     pub(crate) freshness: Option<Freshness>,
     /// The age from which on the node is not to be relied on; zero for none.
     pub(crate) max_staleness: watch::Receiver<Duration>,
 }
 
+/// An answer in kube-proxy's words and order, which some parse. The reason is ours.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body<'a> {
+    last_updated: String,
+    current_time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_eligible: Option<bool>,
+    healthy: bool,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    status: BTreeMap<&'static str, OfFamily>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+}
+
+/// Both families are in one table, and stand and fall together.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OfFamily {
+    last_updated: String,
+    healthy: bool,
+}
+
+/// What Go prints for no time at all.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
 impl Probes {
     /// The answer to a request for `path`.
     pub(crate) fn answer(&self, path: &str) -> Answer {
-        if !matches!(path, "/healthz" | "/livez") {
-            return Answer::text(StatusCode::NOT_FOUND, "try /healthz or /livez");
-        }
+        let ready = match path {
+            "/healthz" => true,
+            "/livez" => false,
+            _ => return Answer::text(StatusCode::NOT_FOUND, "try /healthz or /livez"),
+        };
         let health = self.health.borrow().clone();
-        let now = Instant::now();
-        let reason = self.reason(&health, path == "/healthz", now);
+        let (now, current) = (Instant::now(), SystemTime::now());
+        let unhealthy = self.reason(&health, ready, now);
+        let against = self.eligibility.borrow().against().filter(|_| ready);
+        let is_good = unhealthy.is_none() && against.is_none();
         let ago = health.last_success.map(|then| now.saturating_duration_since(then));
-        let current = SystemTime::now();
-        let body = json!({
-            "lastUpdated": ago.and_then(|ago| current.checked_sub(ago)).and_then(rfc3339),
-            "currentTime": rfc3339(current),
-            "healthy": reason.is_none(),
-            "reason": reason,
+        let last_success = ago.and_then(|ago| current.checked_sub(ago)).and_then(rfc3339);
+        let current_time = rfc3339(current).unwrap_or_else(|| NEVER.to_owned());
+        let status = last_success.iter().flat_map(|last| {
+            let of_family =
+                |family: &Family| (name(*family), OfFamily { last_updated: last.clone(), healthy: unhealthy.is_none() });
+            self.families.iter().map(of_family)
         });
-        Answer::json(if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+        let body = Body {
+            status: status.collect(),
+            last_updated: if is_good { current_time.clone() } else { last_success.clone().unwrap_or_else(|| NEVER.to_owned()) },
+            current_time,
+            node_eligible: ready.then_some(against.is_none()),
+            healthy: unhealthy.is_none(),
+            reason: unhealthy.as_deref().or(against),
+        };
+        let status = if is_good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        match serde_json::to_vec(&body) {
+            Ok(body) => Answer { status, content_type: "application/json", body, header: None },
+            Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot print the answer: {error}")),
+        }
     }
 
     /// `None` when all is well.
@@ -53,6 +102,14 @@ impl Probes {
     }
 }
 
+/// As Kubernetes names a family.
+const fn name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
+}
+
 fn rfc3339(time: SystemTime) -> Option<String> {
     k8s_openapi::jiff::Timestamp::try_from(time).ok().map(|time| time.to_string())
 }
@@ -62,6 +119,72 @@ mod tests {
     use super::*;
     use crate::freshness::Saved;
     use crate::source::Kind;
+
+    fn probes(health: watch::Receiver<Health>, freshness: Option<Freshness>, limit: Duration) -> Probes {
+        Probes {
+            health,
+            families: Family::ALL.into(),
+            eligibility: watch::channel(Eligibility::Eligible).1,
+            freshness,
+            max_staleness: watch::channel(limit).1,
+        }
+    }
+
+    /// The keys of a JSON object, in its order, with the values of those that are no times.
+    fn shape(answer: &Answer) -> String {
+        let body = String::from_utf8(answer.body.clone()).unwrap();
+        let mut shape = String::new();
+        let mut rest = body.as_str();
+        // A time is between two quotes and begins with a digit.
+        while let Some((before, after)) = rest.split_once('"') {
+            let (quoted, after) = after.split_once('"').unwrap();
+            shape.push_str(before);
+            shape.push_str(if quoted.starts_with(|c: char| c.is_ascii_digit()) && quoted != NEVER { "time" } else { quoted });
+            rest = after;
+        }
+        shape + rest
+    }
+
+    #[test]
+    fn answers_have_kube_proxys_form() {
+        let (health, health_of) = watch::channel(Health::default());
+        let (node, eligibility) = watch::channel(Eligibility::Unknown);
+        let probes = Probes { eligibility, ..probes(health_of, None, Duration::ZERO) };
+        let reason = "reason:the first synchronisation has not finished";
+        assert_eq!(
+            shape(&probes.answer("/healthz")),
+            format!("{{lastUpdated:{NEVER},currentTime:time,nodeEligible:false,healthy:false,{reason}}}")
+        );
+        assert_eq!(shape(&probes.answer("/livez")), format!("{{lastUpdated:{NEVER},currentTime:time,healthy:false,{reason}}}"));
+
+        health.send_modify(|health| {
+            health.synced_once = true;
+            health.note(Instant::now(), Ok(()));
+        });
+        let status = "status:{IPv4:{lastUpdated:time,healthy:true},IPv6:{lastUpdated:time,healthy:true}}";
+        node.send_replace(Eligibility::Leaving("the Node is being deleted"));
+        let leaving = probes.answer("/healthz");
+        assert_eq!(leaving.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(
+            shape(&leaving),
+            format!(
+                "{{lastUpdated:time,currentTime:time,nodeEligible:false,healthy:true,{status},reason:the Node is being deleted}}"
+            )
+        );
+        let alive = probes.answer("/livez");
+        assert_eq!(
+            (alive.status, shape(&alive)),
+            (StatusCode::OK, format!("{{lastUpdated:time,currentTime:time,healthy:true,{status}}}"))
+        );
+
+        node.send_replace(Eligibility::Eligible);
+        let well = probes.answer("/healthz");
+        assert_eq!(well.status, StatusCode::OK);
+        assert_eq!(shape(&well), format!("{{lastUpdated:time,currentTime:time,nodeEligible:true,healthy:true,{status}}}"));
+        let body: serde_json::Value = serde_json::from_slice(&well.body).unwrap();
+        assert_eq!(body["lastUpdated"], body["currentTime"], "as kube-proxy has it when all is well");
+        assert_eq!(probes.answer("/").status, StatusCode::NOT_FOUND);
+    }
 
     fn asked(probes: &Probes, path: &str) -> (StatusCode, String) {
         let answer = probes.answer(path);
@@ -76,7 +199,7 @@ mod tests {
         health.send_modify(|health| health.note(Instant::now(), Ok(())));
         let freshness = Freshness::new();
         let limit = Duration::from_millis(10);
-        let probes = Probes { health: health_of, freshness: Some(freshness.clone()), max_staleness: watch::channel(limit).1 };
+        let probes = probes(health_of, Some(freshness.clone()), limit);
         std::thread::sleep(limit * 2);
         let (status, reason) = asked(&probes, "/healthz");
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
@@ -93,8 +216,7 @@ mod tests {
     fn j10_what_was_saved_is_alive_and_not_ready() {
         let (health, health_of) = watch::channel(Health::default());
         let freshness = Freshness::new();
-        let probes =
-            Probes { health: health_of, freshness: Some(freshness.clone()), max_staleness: watch::channel(Duration::ZERO).1 };
+        let probes = probes(health_of, Some(freshness.clone()), Duration::ZERO);
         assert_eq!(asked(&probes, "/livez").0, StatusCode::SERVICE_UNAVAILABLE);
         let at = SystemTime::now().checked_sub(Duration::from_secs(90)).unwrap();
         freshness.note_saved(Some(Saved { at }));

@@ -1,6 +1,7 @@
 //! `kube-ipvs run`: puts the parts together, and takes them apart in order.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use kernel::{Kernel, Timeouts, supported_families};
 use kube::Client;
 use model::Via;
 use serde_json::json;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{LocalSet, spawn_local};
@@ -26,6 +28,7 @@ use crate::cli::{
     Bind, Cleanup, DetectLocalMode, KubeProxyLeftovers, NodePortAddress, Occupied, Proxy, Run, VipBinding, VipPing, WatchNodes,
 };
 use crate::drain::Limits;
+use crate::eligibility::Eligibility;
 use crate::exit::{Ending, Exit, kernel_ending};
 use crate::freshness::Freshness;
 use crate::health::Health;
@@ -36,6 +39,7 @@ use crate::logs::Logs;
 use crate::mailbox::Mailbox;
 use crate::metrics::Metrics;
 use crate::news::News;
+use crate::pages::Pages;
 use crate::probes::Probes;
 use crate::reconciler::{self, Running, Settings, Tuning};
 use crate::register::Register;
@@ -120,33 +124,39 @@ fn run(given: &Given, effective: Effective, logs: Logs) -> anyhow::Result<Option
         relays: arguments.proxy.localhost_nodeports.then(Relays::default),
     });
     // A single synchronisation says what it has to say in its log, and does not wait for Events to be written.
+    let (families, is_from_api) = (config.families.clone(), client.is_some());
     let (reports, writer) = client
         .filter(|_| !arguments.once)
         .map(|client| events::channel(client, node_name.clone(), events::Tuning::default(), metrics.clone()))
         .unzip();
     let register = Register::new(metrics.clone(), reports);
     let (decide, decided) = watch::channel(config.clone());
+    let (tell, told) = watch::channel(effective.clone());
+    // Files need not have a Node that says something.
+    let (say, eligibility) = watch::channel(if is_from_api { Eligibility::Unknown } else { Eligibility::Eligible });
     let (limit_staleness, max_staleness) = watch::channel(arguments.max_staleness);
-    let mut agent = Agent::new(config, RuleOptions { random_fully }, mailbox.clone(), register, news, metrics.clone(), servers);
+    let mut agent =
+        Agent::new(config, RuleOptions { random_fully }, mailbox.clone(), register, news, metrics.clone(), servers).telling(say);
     if let (Some(path), Some(freshness)) = (&arguments.state_dir, &freshness) {
         let (keeper, kept) = Keeper::open(path, selection(arguments, &node_name), metrics.clone())?;
         agent = agent.remembering(Memory { keeper, kept, freshness: freshness.clone(), patience: PATIENCE });
     }
     let apply = {
         let mailbox = mailbox.clone();
-        move |effective: &Effective| {
+        move |effective: &Rc<Effective>| {
             let config = self::config(&effective.run, &node_name)?;
             logs.set(effective.log_level()?)?;
             mailbox.post(|letter| letter.tuning = Some(tuning(&effective.run)));
             decide.send_if_modified(|known| std::mem::replace(known, config.clone()) != config);
             limit_staleness.send_replace(effective.run.max_staleness);
+            tell.send_replace(effective.clone());
             Ok(())
         }
     };
     let outcome = tasks.block_on(&runtime, async {
         writer.map(|writer| spawn_local(writer.run()));
-        let probes = Probes { health: health.clone(), freshness, max_staleness };
-        serve(arguments, &mailbox, &metrics, probes)?;
+        let probes = Probes { health: health.clone(), families, eligibility, freshness, max_staleness };
+        serve(arguments, &mailbox, &metrics, probes, Pages { effective: told })?;
         spawn_local(settings::follow(given.clone(), effective.clone(), apply));
         follow(arguments.once, agent, source, Sources { events, network, sockets, lacking_schedulers, config: decided }, health)
             .await
@@ -210,18 +220,24 @@ fn selection(arguments: &Run, node_name: &str) -> String {
 }
 
 /// Starts the HTTP servers. A single synchronisation needs none.
-fn serve(arguments: &Run, mailbox: &Mailbox, metrics: &Metrics, probes: Probes) -> anyhow::Result<()> {
+fn serve(arguments: &Run, mailbox: &Mailbox, metrics: &Metrics, probes: Probes, pages: Pages) -> anyhow::Result<()> {
     if arguments.once {
         return Ok(());
     }
     let freshness = probes.freshness.clone();
-    if let Bind(Some(address)) = arguments.healthz_bind_address {
-        spawn_local(http::serve(address, "health", move |path, _| std::future::ready(probes.answer(&path))));
+    let flags = &arguments.kube_proxy;
+    if let Some(address) = placed(arguments.healthz_bind_address, flags.healthz_port) {
+        let listener = listener(address, "/healthz", flags.bind_address_hard_fail)?;
+        spawn_local(http::serve(address, "health", listener, move |path, _| std::future::ready(probes.answer(&path))));
     }
-    if let Bind(Some(address)) = arguments.metrics_bind_address {
+    if let Some(address) = placed(arguments.metrics_bind_address, flags.metrics_port) {
+        let listener = listener(address, "/metrics", flags.bind_address_hard_fail)?;
         let metrics = metrics.clone();
-        let answer = move |path: String, _| std::future::ready(answer_metrics(&path, &metrics, freshness.as_ref()));
-        spawn_local(http::serve(address, "metrics", answer));
+        let answer = move |path: String, _| {
+            let page = pages.answer(&path);
+            std::future::ready(page.unwrap_or_else(|| answer_metrics(&path, &metrics, freshness.as_ref())))
+        };
+        spawn_local(http::serve(address, "metrics", listener, answer));
     }
     if !arguments.control_socket.as_os_str().is_empty() {
         let listener = http::control_listener(&arguments.control_socket)?;
@@ -229,6 +245,25 @@ fn serve(arguments: &Run, mailbox: &Mailbox, metrics: &Metrics, probes: Probes) 
         spawn_local(http::serve_control(listener, move |path| answer_control(path, mailbox.clone())));
     }
     Ok(())
+}
+
+/// Where to listen, by the flag for the address and kube-proxy's older one for the port.
+fn placed(Bind(address): Bind, port: Option<u16>) -> Option<SocketAddr> {
+    match port {
+        None => address,
+        Some(0) => None,
+        Some(port) => address.map(|address| SocketAddr::new(address.ip(), port)),
+    }
+}
+
+/// The listener to begin with, if the agent is not to go on without it.
+fn listener(address: SocketAddr, path: &str, hard_fail: bool) -> anyhow::Result<Option<TcpListener>> {
+    let listener = hard_fail.then(|| http::listen(address)).transpose();
+    listener.map_err(|error| {
+        let sentence =
+            format!("cannot serve {path} on {address}: {error}; with --bind-address-hard-fail the agent does not go on without");
+        Ending::error(Exit::Failure, sentence)
+    })
 }
 
 async fn follow(
@@ -414,10 +449,7 @@ fn answer_metrics(path: &str, metrics: &Metrics, freshness: Option<&Freshness>) 
             Ok(body) => Answer { status: StatusCode::OK, content_type: "text/plain; version=0.0.4", body, header: None },
             Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot render metrics: {error}")),
         },
-        "/proxyMode" => {
-            Answer { status: StatusCode::OK, content_type: "text/plain; charset=utf-8", body: b"ipvs".to_vec(), header: None }
-        }
-        _ => Answer::text(StatusCode::NOT_FOUND, "try /metrics or /proxyMode"),
+        _ => Answer::text(StatusCode::NOT_FOUND, "try /metrics, /proxyMode or /configz"),
     }
 }
 

@@ -40,6 +40,8 @@ const MAY_USE: [(&str, &[&str]); 7] = [
             "serde",
             "serde-saphyr",
             "serde_json",
+            // For a socket of both families whatever the host's default is.
+            "socket2",
             "tokio",
             "tokio-util",
             "tower",

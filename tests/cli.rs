@@ -277,8 +277,8 @@ fn kube_proxys_command_and_file_work_unchanged() {
     ended.expect(
         2,
         &[
-            "config.conf, line 13: mode: is \"iptables\"; kube-ipvs serves with IPVS alone",
-            "line 10: ipvs.strictARP: is \"maybe\"; expected true or false",
+            "config.conf, line 12: mode: is \"iptables\"; kube-ipvs serves with IPVS alone",
+            "line 9: ipvs.strictARP: is \"maybe\"; expected true or false",
         ],
     );
 }

@@ -63,7 +63,7 @@ type Stamp = Option<(u64, SystemTime)>;
 
 /// Follows the file, if there is one, for as long as the process lives. `apply` gets what holds from now on; what it says is wrong is logged, and
 /// what held before goes on to hold.
-pub(crate) async fn follow(given: Given, mut holding: Rc<Effective>, mut apply: impl FnMut(&Effective) -> anyhow::Result<()>) {
+pub(crate) async fn follow(given: Given, mut holding: Rc<Effective>, mut apply: impl FnMut(&Rc<Effective>) -> anyhow::Result<()>) {
     let Some(path) = holding.run.config.clone() else { return };
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -77,7 +77,7 @@ pub(crate) async fn follow(given: Given, mut holding: Rc<Effective>, mut apply: 
         }
         seen = stamp;
         match changed(&given, &holding, &path, &mut apply) {
-            Ok(Some(effective)) => holding = Rc::new(effective),
+            Ok(Some(effective)) => holding = effective,
             Ok(None) => {}
             Err(error) => error!("the configuration has changed and cannot be used; what held before goes on to hold: {error:#}"),
         }
@@ -88,9 +88,9 @@ fn changed(
     given: &Given,
     holding: &Effective,
     path: &Path,
-    apply: &mut impl FnMut(&Effective) -> anyhow::Result<()>,
-) -> anyhow::Result<Option<Effective>> {
-    let effective = given.effective()?;
+    apply: &mut impl FnMut(&Rc<Effective>) -> anyhow::Result<()>,
+) -> anyhow::Result<Option<Rc<Effective>>> {
+    let effective = Rc::new(given.effective()?);
     let changes = effective.changes_since(holding);
     if changes.is_empty() {
         return Ok(None);
@@ -160,7 +160,7 @@ mod tests {
         let seen = applied.clone();
         tasks
             .run_until(async {
-                let apply = move |effective: &Effective| {
+                let apply = move |effective: &Rc<Effective>| {
                     seen.borrow_mut().push(effective.run.proxy.drain_timeout.as_secs());
                     Ok(())
                 };

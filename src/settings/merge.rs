@@ -45,6 +45,8 @@ pub(crate) struct Effective {
     pub(crate) remarks: Vec<String>,
     /// What is given and has no effect, each with the reason.
     pub(crate) idle: Vec<(String, &'static str)>,
+    /// The flags that a `KubeIPVSConfiguration` can have.
+    own: BTreeSet<String>,
 }
 
 /// A flag's values, in the words of the command line.
@@ -192,7 +194,7 @@ impl Given {
             };
             values.push((flag.to_owned(), Value { words, origin }));
         }
-        Ok(Effective { run, values, remarks, idle })
+        Ok(Effective { run, values, remarks, idle, own: self.own_flags().collect() })
     }
 }
 
@@ -233,6 +235,21 @@ impl Effective {
         };
         let (now, then) = (words(self), words(before));
         now.keys().chain(then.keys()).filter(|flag| now.get(*flag) != then.get(*flag)).cloned().collect()
+    }
+
+    /// The same as a `KubeIPVSConfiguration`, whose values are words.
+    pub(crate) fn as_fields(&self) -> serde_json::Value {
+        let document = Document::KubeIpvs;
+        let head = [("apiVersion", document.api_version()), ("kind", document.kind())];
+        let head = head.map(|(key, value)| (key.to_owned(), value.into()));
+        let own = self.values.iter().filter(|(flag, _)| self.own.contains(flag)).map(|(flag, value)| {
+            let words = match value.words.as_slice() {
+                [word] => word.as_str().into(),
+                words => words.into(),
+            };
+            (config::field_of(flag), words)
+        });
+        serde_json::Value::Object(head.into_iter().chain(own).collect())
     }
 
     /// The same as kube-proxy would say it.

@@ -15,19 +15,21 @@ struct Metadata {
     namespace: Option<String>,
     resource_version: Option<String>,
     creation_timestamp: Option<Time>,
+    deletion_timestamp: Option<Time>,
     labels: Option<Labels>,
     annotations: Option<Annotations>,
 }
 
 /// Reads what there is to read.
 pub(super) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
-    let Metadata { name, namespace, resource_version, creation_timestamp, labels, annotations } =
+    let Metadata { name, namespace, resource_version, creation_timestamp, deletion_timestamp, labels, annotations } =
         Option::deserialize(deserializer)?.unwrap_or_default();
     Ok(ObjectMeta {
         name,
         namespace,
         resource_version,
         creation_timestamp,
+        deletion_timestamp,
         labels: labels.map(|Labels(labels)| labels),
         annotations: annotations.map(|Annotations(annotations)| annotations),
         ..ObjectMeta::default()
