@@ -307,10 +307,11 @@ impl Agent {
         self.complete = listed;
     }
 
-    /// Has the reconciler take in what can be told while slices are still listed, which are the larger part of a start: what is left to do when the last
-    /// one has come is the kernel's part. Where there is something saved, that is served first.
+    /// Has the reconciler take in what can be told while Services and slices are still listed: what is left to do when the last one has come is the kernel's
+    /// part. Where there is something saved, that is served first.
     fn send_arriving(&mut self) {
-        let known = [Kind::Service, Kind::Node].iter().all(|kind| self.listed.contains(kind));
+        // The node's addresses and zone are in what every Service comes to.
+        let known = self.listed.contains(&Kind::Node);
         if !known || self.memory.as_ref().is_some_and(|memory| memory.kept.is_some()) {
             return;
         }

@@ -284,11 +284,11 @@ fn names<'a>(fragments: impl IntoIterator<Item = &'a ServiceName>) -> Vec<&'a st
 }
 
 #[test]
-fn services_are_told_of_while_slices_are_still_listed_and_served_when_all_are() {
+fn services_are_told_of_while_others_are_still_listed_and_served_when_all_are() {
     let (mut agent, mailbox) = told_by_hand();
     let letter = || mailbox.take(Duration::ZERO).unwrap_or_default();
     agent.hear([Event::Listing(Kind::Service), Event::Listing(Kind::EndpointSlice), Event::Listing(Kind::Node)]);
-    agent.hear([slice("first", 1), web("first"), web("second"), web("late"), web("kubernetes"), Event::Listed(Kind::Service)]);
+    agent.hear([slice("first", 1), web("first"), slice("last", 5), web("second"), web("late"), web("kubernetes")]);
     let before = letter();
     assert!(before.arriving.is_empty() && before.services.is_empty(), "the Node is not known yet");
 
@@ -297,6 +297,8 @@ fn services_are_told_of_while_slices_are_still_listed_and_served_when_all_are() 
     agent.hear([slice("second", 2), slice("headless", 4)]);
     let more = letter();
     assert_eq!((names(more.arriving.keys()), more.complete), (vec!["second"], false));
+    agent.hear([web("last"), Event::Listed(Kind::Service)]);
+    assert_eq!(names(letter().arriving.keys()), ["last"]);
 
     // Another slice of one that was told of, and a Service that has none: both come with the rest.
     agent.hear([slice("second", 3), Event::Listed(Kind::EndpointSlice)]);

@@ -60,7 +60,7 @@ pub struct Index {
     schedulers: BTreeMap<ServiceName, Scheduler>,
     lacking: BTreeSet<Scheduler>,
     dirty: BTreeSet<ServiceName>,
-    /// Of which Services a slice has come in the listing that is under way.
+    /// The Services that are listed just now, and those of the slices that are.
     arriving: Vec<ServiceName>,
     listed_services: Option<BTreeSet<ServiceName>>,
     listed_slices: Option<BTreeSet<SliceName>>,
@@ -149,6 +149,7 @@ impl Index {
         let name = self.known(name);
         if let Some(listed) = &mut self.listed_services {
             listed.insert(name.clone());
+            self.arriving.push(name.clone());
         }
         self.set_service(name, service, problems);
         Ok(())
@@ -308,13 +309,13 @@ impl Index {
         std::mem::take(&mut self.dirty)
     }
 
-    /// Those of them that have a slice in the listing that is under way: most are complete with that. What nobody should wait for
-    /// ([`Priority::Rest`] is what one can) stays for [`Self::take_dirty`].
+    /// Those of them that have come in the listings that are under way, with a slice at least: most are complete with that. What others wait for
+    /// (all but [`Priority::Rest`]) stays for [`Self::take_dirty`], and so does a Service without slices.
     pub fn take_arriving(&mut self) -> Vec<ServiceName> {
         let mut arriving = std::mem::take(&mut self.arriving);
         arriving.retain(|name| {
-            let has_service = self.entries.get(name).is_some_and(Entry::has_service);
-            has_service && self.priority(name) == Priority::Rest && self.dirty.remove(name)
+            let is_whole = self.entries.get(name).is_some_and(|entry| entry.has_service() && !entry.slices.is_empty());
+            is_whole && self.priority(name) == Priority::Rest && self.dirty.remove(name)
         });
         arriving
     }
