@@ -1,7 +1,7 @@
 //! The asynchronous heart of the agent: what the sources tell goes into the index, and what that changes goes to the reconciler.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use desired::{Config, Fragment, Index, NodeFacts, Priority, RuleOptions, ServiceName, rules};
 use model::Scheduler;
@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::eligibility::Eligibility;
+use crate::changes::{self, Changes};
 use crate::freshness::{Freshness, Saved};
 use crate::health_check::HealthChecks;
 use crate::listeners::Sockets;
@@ -29,6 +30,9 @@ pub(crate) struct Agent {
     options: RuleOptions,
     mailbox: Mailbox,
     metrics: Metrics,
+    /// What the reconciler has not been told.
+    changes: Changes,
+    started: SystemTime,
     /// The kinds that have been listed completely. Nothing is sent to the reconciler before all have been.
     listed: BTreeSet<Kind>,
     /// What was last said of the node, and what followed from which facts.
@@ -104,6 +108,8 @@ impl Agent {
             options,
             mailbox,
             metrics,
+            changes: Changes::default(),
+            started: SystemTime::now(),
             listed: BTreeSet::new(),
             node: None,
             complete: false,
@@ -215,12 +221,21 @@ impl Agent {
                     info!(kind = kind.resource(), "listed");
                 }
             }
-            Event::Applied(object) => self.apply(object),
-            Event::Deleted(object) => match object {
-                Object::Service(service) => self.index.delete_service(&service.metadata),
-                Object::EndpointSlice(slice) => self.index.delete_slice(&slice.metadata),
-                Object::Node(node) => self.index.delete_node(&node.metadata),
-            },
+            Event::Applied(object) => {
+                self.count(object);
+                self.apply(object);
+            }
+            Event::Deleted(object) => {
+                self.count(object);
+                match object {
+                    Object::Service(service) => self.index.delete_service(&service.metadata),
+                    Object::EndpointSlice(slice) => {
+                        self.index.delete_slice(&slice.metadata);
+                        self.changes.forget_triggers(slice);
+                    }
+                    Object::Node(node) => self.index.delete_node(&node.metadata),
+                }
+            }
             Event::Trouble { kind, message } => {
                 let resource = kind.map_or("all", Kind::resource);
                 warn!(kind = resource, "{message}");
@@ -233,10 +248,30 @@ impl Agent {
         }
     }
 
+    /// Counts the change of an object.
+    fn count(&mut self, object: &Object) {
+        match object {
+            Object::Service(_) => {
+                self.metrics.upstream.count_service();
+                self.changes.add_service();
+            }
+            Object::EndpointSlice(slice) => {
+                if self.metrics.upstream.count_slice(changes::family(slice)) {
+                    self.changes.add_slice();
+                }
+            }
+            Object::Node(_) => {}
+        }
+    }
+
     fn apply(&mut self, object: &Object) {
         let applied = match object {
             Object::Service(service) => self.index.apply_service(service),
-            Object::EndpointSlice(slice) => self.index.apply_slice(slice),
+            Object::EndpointSlice(slice) => self.index.apply_slice(slice).map(|changed| {
+                if changed {
+                    self.changes.note_trigger(slice, self.started);
+                }
+            }),
             Object::Node(node) => {
                 if node.metadata.name.as_deref() == Some(&*self.index.config().node_name) {
                     let eligibility = Eligibility::of(node);
@@ -290,9 +325,13 @@ impl Agent {
         let node = self.changed_node();
         let node_changed = node.is_some();
         let dirty = self.index.take_dirty();
+        let changes = std::mem::take(&mut self.changes);
         if dirty.is_empty() && !node_changed && self.complete == listed {
+            // They make no difference to the kernel.
+            changes.finish(false, &self.metrics.upstream);
             return;
         }
+        self.metrics.upstream.note_queued();
         let fragments = self.fragments(dirty);
         let (urgent, rest): (Vec<_>, Vec<_>) =
             fragments.into_iter().partition(|(name, _)| self.index.priority(name) != Priority::Rest);
@@ -303,6 +342,7 @@ impl Agent {
                 letter.node = node;
             }
             letter.complete = listed;
+            letter.changes.extend(changes);
         });
         self.complete = listed;
     }

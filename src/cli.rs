@@ -94,6 +94,14 @@ pub(crate) struct Run {
     #[arg(long, default_value = "127.0.0.1:10249", value_name = "IP:PORT", value_parser = Bind::metrics)]
     pub(crate) metrics_bind_address: Bind,
 
+    /// What /metrics tells of connections, packets and bytes, which are read from the kernel when it is asked for, at most once a second
+    #[arg(long, default_value = "services", value_name = "DETAIL")]
+    pub(crate) traffic_metrics: TrafficMetrics,
+
+    /// How many real servers have counters of their own (with --traffic-metrics real-servers); how many have not for that is a metric as well
+    #[arg(long, default_value_t = 1000, value_name = "NUMBER")]
+    pub(crate) traffic_metrics_limit: usize,
+
     /// The socket on which `kube-ipvs status` asks for Service names; empty for none
     #[arg(long, default_value = CONTROL_SOCKET, value_name = "PATH", value_parser = path_or_none)]
     pub(crate) control_socket: PathBuf,
@@ -265,6 +273,16 @@ pub(crate) struct Proxy {
     /// Which bit of the packet mark says "masquerade"
     #[arg(long, alias = "iptables-masquerade-bit", default_value_t = 14, value_name = "0-31", value_parser = clap::value_parser!(u8).range(0..=31))]
     pub(crate) masquerade_bit: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TrafficMetrics {
+    /// Nothing
+    Off,
+    /// Those of each port of a Service
+    Services,
+    /// Those of its real servers as well, which takes a question to the kernel for each virtual server
+    RealServers,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -15,7 +15,9 @@ use model::{Family, Rules};
 use tokio::sync::oneshot;
 
 use crate::reconciler::Tuning;
+use crate::changes::Changes;
 use crate::status::Names;
+use crate::traffic::Owners;
 
 /// Everything the reconciler has not been told yet.
 #[derive(Debug, Default)]
@@ -38,6 +40,10 @@ pub(crate) struct Letter {
     pub(crate) tuning: Option<Tuning>,
     /// Who wants to know the Service behind each virtual server.
     pub(crate) names: Vec<oneshot::Sender<Names>>,
+    /// The same for programs.
+    pub(crate) owners: Vec<oneshot::Sender<Owners>>,
+    /// What is behind all that has changed. It comes with that, and not by itself.
+    pub(crate) changes: Changes,
     /// No more letters will come.
     pub(crate) stop: bool,
 }
@@ -56,9 +62,10 @@ pub(crate) struct NodeSettings {
 
 impl Letter {
     fn is_empty(&self) -> bool {
-        let Self { urgent, services, arriving, node, complete, disturbed, unbound, tuning, names, stop } = self;
+        let Self { urgent, services, arriving, node, complete, disturbed, unbound, tuning, names, owners, changes: _, stop } = self;
         let quiet = !(*complete || *stop) && disturbed.is_empty() && unbound.is_empty() && tuning.is_none();
-        urgent.is_empty() && services.is_empty() && arriving.is_empty() && node.is_none() && names.is_empty() && quiet
+        let asked = !names.is_empty() || !owners.is_empty();
+        urgent.is_empty() && services.is_empty() && arriving.is_empty() && node.is_none() && !asked && quiet
     }
 }
 

@@ -7,6 +7,7 @@
 mod agent;
 #[cfg(test)]
 mod captured;
+mod changes;
 mod cleanup;
 mod cli;
 mod disturbances;
@@ -39,11 +40,13 @@ mod removals;
 mod run;
 mod saved;
 mod schedulers;
+mod scrape;
 mod settings;
 mod source;
 mod stale_flows;
 mod status;
 mod sysctls;
+mod traffic;
 
 use std::env;
 use std::io::{self, Write};

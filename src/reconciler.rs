@@ -32,6 +32,7 @@ use crate::schedulers::Schedulers;
 use crate::stale_flows::{self, StaleFlows};
 use crate::status::Names;
 use crate::sysctls;
+use crate::traffic::{Owned, Owners};
 
 /// The shortest wait before the kernel is observed again after a failure or a disturbance.
 const RETRY: Duration = Duration::from_millis(500);
@@ -266,6 +267,9 @@ impl Reconciler {
         if let Some(tuning) = letter.tuning {
             self.tune(tuning);
         }
+        for ask in letter.owners {
+            let _ = ask.send(self.owners());
+        }
         if self.observed.is_none() && !self.complete {
             self.adopt();
         }
@@ -303,6 +307,8 @@ impl Reconciler {
             self.news.post(Origin::Others, self.ledger.take_problems());
             self.change(&scope, false);
         }
+        letter.changes.finish(self.observed.is_some(), &self.metrics.upstream);
+        self.note_synced();
         self.disturbances.note(letter.disturbed);
         if self.holds_any(&letter.unbound) {
             self.disturbances.note([Part::Vips]);
@@ -417,6 +423,9 @@ impl Reconciler {
         let half_closed = half_closed.and_then(Result::ok);
         let gone: BTreeMap<_, _> =
             counted.iter().map(|(key, counters)| (*key, self.drains.let_go(*key, counters, half_closed.as_ref(), begun))).collect();
+        for (real, counters) in gone.iter().filter_map(|(key, gone)| Some((gone, counted.get(key)?))).flat_map(|(gone, counters)| gone.iter().map(move |real| (real, counters))) {
+            self.metrics.count_drain(counters.get(real).is_some_and(|counters| counters.active > 0));
+        }
         let held = observed.restricted_to(&scope);
         let mut staying = held.clone();
         for (key, server) in &mut staying.virtual_servers {
@@ -685,6 +694,9 @@ impl Reconciler {
         drop(desired);
         self.observed = Some(observed);
         if matches!(pass, Pass::Audit | Pass::Repair) {
+            if !plan.is_empty() {
+                self.metrics.count_drift(pass);
+            }
             for (stage, steps) in plan.stages() {
                 let named: Vec<_> = steps.iter().take(NAMED_STEPS).map(ToString::to_string).collect();
                 let (steps, named) = (steps.len(), named.join("; "));
@@ -749,6 +761,7 @@ impl Reconciler {
         }
         self.gathering_until = Some(Instant::now() + GATHERING);
         self.metrics.count_pass(pass, begun.elapsed(), report.failures.is_empty());
+        self.note_synced();
         if self.complete && self.refused.is_empty() {
             self.metrics.count_complete();
         }
@@ -789,7 +802,7 @@ impl Reconciler {
                     if flows > 0 {
                         info!(%family, flows, elapsed = ?begun.elapsed(), "forgot UDP flows that led to nobody");
                     }
-                    self.metrics.count_flush(Some(flows));
+                    self.metrics.count_flush(family, begun.elapsed(), Some(flows));
                 }
                 Err(error) if error.is_missing_module() => {
                     warn!(%error, "UDP clients that keep their port may stay with real servers that are gone");
@@ -798,7 +811,7 @@ impl Reconciler {
                 }
                 Err(error) => {
                     warn!(%family, %error, "UDP clients that keep their port may stay with real servers that are gone; trying again with the next audit");
-                    self.metrics.count_flush(None);
+                    self.metrics.count_flush(family, begun.elapsed(), None);
                     self.stale_flows.put_off(&frontends);
                 }
             }
@@ -813,6 +826,9 @@ impl Reconciler {
             }
         }
         for Failure { step, error } in &report.failures {
+            if let Step::ChangeRules(family, ..) = step {
+                self.metrics.upstream.count_restore_failure(*family);
+            }
             let key = step.virtual_server();
             match key.and_then(|key| self.ledger.owner(&key)) {
                 // It is a problem of that Service, and said as such once.
@@ -847,6 +863,17 @@ impl Reconciler {
         count("draining_real_server", self.drains.len());
         count("vip", observed.vips.len());
         count("set_member", observed.sets.values().map(|set| set.members.len()).sum());
+    }
+
+    /// Notes that it is known what the kernel holds, after all that has been told was tried.
+    fn note_synced(&self) {
+        if self.complete && self.observed.is_some() {
+            self.metrics.upstream.note_synced();
+        }
+    }
+
+    fn owners(&self) -> Owners {
+        self.ledger.keys().filter_map(|key| self.ledger.owner(&key).map(|owner| Owned::new(key, owner))).collect()
     }
 
     fn names(&self) -> Names {

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use desired::{
@@ -37,7 +37,7 @@ use crate::http::{self, Answer};
 use crate::listeners::Sockets;
 use crate::logs::Logs;
 use crate::mailbox::Mailbox;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Requests};
 use crate::news::News;
 use crate::pages::Pages;
 use crate::probes::Probes;
@@ -47,6 +47,7 @@ use crate::relay::Relays;
 use crate::saved::Keeper;
 use crate::settings::{self, Effective, Given, Origin};
 use crate::source::Event;
+use crate::scrape::Scraped;
 use crate::source::api::{self, ApiSource, connect_to};
 use crate::source::manifests::ManifestSource;
 use crate::{cleanup, events, init, node, node_sysctls, removals, status, sysctls};
@@ -89,7 +90,8 @@ fn run(given: &Given, effective: Effective, logs: Logs) -> anyhow::Result<Option
     let tasks = LocalSet::new();
     let (sender, events) = mpsc::channel(EVENTS);
     // Before the kernel, so that a mistake on the command line is not hidden behind what the node lacks.
-    let Followed { source, client, freshness } = tasks.block_on(&runtime, source(arguments, &node_name, sender))?;
+    let requests = Requests::new().context("cannot register metrics")?;
+    let Followed { source, client, freshness } = tasks.block_on(&runtime, source(arguments, &node_name, sender, &requests))?;
     let kernel = Kernel::open(&config.families).map_err(|error| kernel_ending(&error))?;
     let random_fully = kernel.has_random_fully().map_err(|error| kernel_ending(&error))?;
     info!(
@@ -105,7 +107,7 @@ fn run(given: &Given, effective: Effective, logs: Logs) -> anyhow::Result<Option
     set_oom_score(&effective);
     check_input(&kernel, &config);
 
-    let metrics = Metrics::new().context("cannot register metrics")?;
+    let metrics = Metrics::of(config.families.clone(), requests).context("cannot register metrics")?;
     let mailbox = Mailbox::default();
     let network = node::follow(mailbox.clone())?;
     removals::follow(&kernel, &mailbox)?;
@@ -187,7 +189,12 @@ struct Followed {
     freshness: Option<Freshness>,
 }
 
-async fn source(arguments: &Run, node_name: &str, events: mpsc::Sender<Event>) -> anyhow::Result<Followed> {
+async fn source(
+    arguments: &Run,
+    node_name: &str,
+    events: mpsc::Sender<Event>,
+    requests: &Requests,
+) -> anyhow::Result<Followed> {
     let invalid = |error: anyhow::Error| Ending::error(Exit::Usage, format!("{error:#}"));
     if let Some(path) = &arguments.source.manifests {
         let source =
@@ -201,6 +208,7 @@ async fn source(arguments: &Run, node_name: &str, events: mpsc::Sender<Event>) -
         arguments.kube_proxy.master.as_ref(),
         &arguments.api_endpoints,
         &freshness,
+        requests,
     )
     .await
     .map_err(invalid)?;
@@ -224,20 +232,20 @@ fn serve(arguments: &Run, mailbox: &Mailbox, metrics: &Metrics, probes: Probes, 
     if arguments.once {
         return Ok(());
     }
-    let freshness = probes.freshness.clone();
+    let scraped = Scraped::new(arguments, mailbox, metrics, &probes, pages);
     let flags = &arguments.kube_proxy;
     if let Some(address) = placed(arguments.healthz_bind_address, flags.healthz_port) {
         let listener = listener(address, "/healthz", flags.bind_address_hard_fail)?;
-        spawn_local(http::serve(address, "health", listener, move |path, _| std::future::ready(probes.answer(&path))));
+        let metrics = metrics.clone();
+        spawn_local(http::serve(address, "health", listener, move |path, _| {
+            let answer = probes.answer(&path);
+            metrics.upstream.count_probe(&path, answer.status.as_u16());
+            std::future::ready(answer)
+        }));
     }
     if let Some(address) = placed(arguments.metrics_bind_address, flags.metrics_port) {
         let listener = listener(address, "/metrics", flags.bind_address_hard_fail)?;
-        let metrics = metrics.clone();
-        let answer = move |path: String, _| {
-            let page = pages.answer(&path);
-            std::future::ready(page.unwrap_or_else(|| answer_metrics(&path, &metrics, freshness.as_ref())))
-        };
-        spawn_local(http::serve(address, "metrics", listener, answer));
+        spawn_local(http::serve(address, "metrics", listener, move |path: String, _| scraped.clone().answer(path)));
     }
     if !arguments.control_socket.as_os_str().is_empty() {
         let listener = http::control_listener(&arguments.control_socket)?;
@@ -437,19 +445,6 @@ fn set_oom_score(effective: &Effective) {
     match effective.value("oom-score-adj") {
         Some(value) if value.origin != Origin::Default => warn!(score, %error, "cannot set oom_score_adj"),
         _ => debug!(score, %error, "cannot set oom_score_adj"),
-    }
-}
-
-fn answer_metrics(path: &str, metrics: &Metrics, freshness: Option<&Freshness>) -> Answer {
-    for (kind, age) in freshness.map(|freshness| freshness.ages(Instant::now())).unwrap_or_default() {
-        metrics.note_staleness(kind.resource(), age);
-    }
-    match path {
-        "/metrics" => match metrics.render() {
-            Ok(body) => Answer { status: StatusCode::OK, content_type: "text/plain; version=0.0.4", body, header: None },
-            Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot render metrics: {error}")),
-        },
-        _ => Answer::text(StatusCode::NOT_FOUND, "try /metrics, /proxyMode or /configz"),
     }
 }
 

@@ -162,17 +162,17 @@ impl Index {
         }
     }
 
-    /// Takes in an EndpointSlice that is new or was changed.
+    /// Takes in an EndpointSlice that is new or was changed. Returns whether that makes a difference to its Service.
     ///
     /// # Errors
     /// When the object has no name to know it by.
-    pub fn apply_slice(&mut self, object: &EndpointSlice) -> Result<(), Problem> {
+    pub fn apply_slice(&mut self, object: &EndpointSlice) -> Result<bool, Problem> {
         let name = SliceName::of(ENDPOINT_SLICE, &object.metadata)?;
         let slice = Slice::service(object)
             .and_then(|service| Some((service, Slice::parse(&name, object, &self.config.node_name, &mut self.names)?)));
         let Some((service, slice)) = slice else {
             self.remove_slice(&name);
-            return Ok(());
+            return Ok(true);
         };
         let service = self.known(service);
         if self.slices.get(&name).is_some_and(|known| *known != service) {
@@ -183,10 +183,11 @@ impl Index {
             self.arriving.push(service.clone());
         }
         self.slices.insert(name.clone(), service.clone());
-        if self.entries.entry(service.clone()).or_default().set_slice(name, slice) {
+        let changed = self.entries.entry(service.clone()).or_default().set_slice(name, slice);
+        if changed {
             self.touched(service);
         }
-        Ok(())
+        Ok(changed)
     }
 
     /// Forgets an EndpointSlice.

@@ -31,7 +31,7 @@ pub mod label {
 }
 
 /// What the names of annotations that are read begin with; others are left out of [`ObjectMeta`].
-pub const ANNOTATIONS: [&str; 2] = ["kube-ipvs.io/", "kube-router.io/"];
+pub const ANNOTATIONS: [&str; 3] = ["kube-ipvs.io/", "kube-router.io/", "endpoints.kubernetes.io/last-change-trigger-time"];
 
 /// A Service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

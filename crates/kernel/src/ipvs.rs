@@ -44,6 +44,17 @@ pub struct Listing {
     pub real_servers: Vec<(RealServerKey, RealServer, RealServerCounters)>,
 }
 
+/// One real server of a virtual server, with what the kernel counts of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RealServerTraffic {
+    /// What makes it itself.
+    pub key: RealServerKey,
+    /// The connections that it has.
+    pub connections: RealServerCounters,
+    /// What it has seen.
+    pub traffic: TrafficCounters,
+}
+
 /// Sockets to the IPVS of this network namespace.
 pub(crate) struct Ipvs {
     codec: Codec,
@@ -96,7 +107,7 @@ impl Ipvs {
     pub(crate) fn observe(&mut self) -> Result<BTreeMap<VirtualServerKey, VirtualServer>, Error> {
         let virtual_servers = self.services(|service| Ok((service.key, service.config)))?;
         let with_servers = virtual_servers.into_iter().map(|(key, config)| {
-            let real_servers = self.dests(&key, |dest| (dest.key, dest.server))?;
+            let real_servers = self.dests(&key, |dest| Ok((dest.key, dest.server)))?;
             Ok((key, VirtualServer { config, real_servers: real_servers.into_iter().collect() }))
         });
         with_servers.collect()
@@ -154,7 +165,7 @@ impl Ipvs {
         let (major, minor, patch) = info.version;
         let mut virtual_servers = Vec::new();
         for (key, config, traffic) in self.services(|service| Ok((service.key, service.config, service.statistics.traffic()?)))? {
-            let mut real_servers = self.dests(&key, |dest| (dest.key, dest.server, dest.connections))?;
+            let mut real_servers = self.dests(&key, |dest| Ok((dest.key, dest.server, dest.connections)))?;
             real_servers.sort_unstable_by_key(|(real, ..)| *real);
             virtual_servers.push(Listing { key, config, traffic, real_servers });
         }
@@ -185,7 +196,19 @@ impl Ipvs {
 
     /// The connections of each real server of `service`.
     pub(crate) fn connections(&mut self, service: &VirtualServerKey) -> Result<BTreeMap<RealServerKey, RealServerCounters>, Error> {
-        Ok(self.dests(service, |dest| (dest.key, dest.connections))?.into_iter().collect())
+        Ok(self.dests(service, |dest| Ok((dest.key, dest.connections)))?.into_iter().collect())
+    }
+
+    /// What each virtual server has seen.
+    pub(crate) fn traffic(&mut self) -> Result<Vec<(VirtualServerKey, TrafficCounters)>, Error> {
+        self.services(|service| Ok((service.key, service.statistics.traffic()?)))
+    }
+
+    /// What each real server of `service` has and has seen.
+    pub(crate) fn real_server_traffic(&mut self, service: &VirtualServerKey) -> Result<Vec<RealServerTraffic>, Error> {
+        self.dests(service, |dest| {
+            Ok(RealServerTraffic { key: dest.key, connections: dest.connections, traffic: dest.statistics.traffic()? })
+        })
     }
 
     /// What `read` takes of each virtual server, in the kernel's order.
@@ -202,13 +225,13 @@ impl Ipvs {
     }
 
     /// What `read` takes of each real server of `service`, in the kernel's order.
-    fn dests<T>(&mut self, service: &VirtualServerKey, read: impl Fn(Dest<'_>) -> T) -> Result<Vec<T>, Error> {
+    fn dests<T>(&mut self, service: &VirtualServerKey, read: impl Fn(Dest<'_>) -> Result<T, Malformed>) -> Result<Vec<T>, Error> {
         let codec = self.codec;
         self.dests.dump(
             "listing real servers",
             |batch, seq| codec.get_dests(batch, seq, service),
             |dests: &mut Vec<T>, _, payload| {
-                dests.extend(parse_dest(payload, service.family())?.known().map(&read));
+                dests.extend(parse_dest(payload, service.family())?.known().map(&read).transpose()?);
                 Ok(())
             },
         )

@@ -1,11 +1,13 @@
 //! Signs of life of quiet watches. kube keeps bookmarks to itself, so they are looked for in what goes to it.
 
 use crate::freshness::Freshness;
+use crate::metrics::Requests;
 use crate::source::Kind;
 use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper::{Request, Response};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use tokio::time::Instant;
 
 /// How API servers begin the line of a bookmark, and that of an error. They write each line by itself, so it comes as a frame of its own.
 const BOOKMARK: &[u8] = br#"{"type":"BOOKMARK""#;
@@ -18,10 +20,29 @@ pub(super) fn watched<B>(request: &Request<B>) -> Option<Kind> {
     Kind::ALL.into_iter().find(|kind| kind.resource() == resource)
 }
 
-/// The answer to a watch of a kind, or to something else.
-pub(super) fn observed(kind: Option<Kind>, answer: Response<Incoming>, freshness: &Freshness) -> Response<Observed> {
+/// The answer to a watch of a kind, or to something else that may be timed.
+pub(super) fn observed(
+    kind: Option<Kind>,
+    answer: Response<Incoming>,
+    freshness: &Freshness,
+    timed: Option<Timed>,
+) -> Response<Observed> {
     let kind = kind.filter(|_| answer.status().is_success());
-    answer.map(|body| Observed { body, sign: kind.map(|kind| (kind, freshness.clone())) })
+    answer.map(|body| Observed { body, sign: kind.map(|kind| (kind, freshness.clone())), _timed: timed })
+}
+
+/// A request whose answer is being read. Dropped with that, it notes how long it has taken.
+pub(super) struct Timed {
+    pub(super) requests: Requests,
+    pub(super) method: String,
+    pub(super) host: String,
+    pub(super) begun: Instant,
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        self.requests.note_duration(&self.method, &self.host, self.begun.elapsed());
+    }
 }
 
 /// The body of an answer, as it is.
@@ -29,6 +50,7 @@ pub(super) struct Observed {
     body: Incoming,
     /// Of what its signs of life are to be noted; `None` when it is no watch, or one that has failed.
     sign: Option<(Kind, Freshness)>,
+    _timed: Option<Timed>,
 }
 
 impl Observed {

@@ -1,8 +1,9 @@
 //! The connection to the API server: kube's client on a connector that notices dead peers.
 
-use super::bookmarks::{self, Observed};
+use super::bookmarks::{self, Observed, Timed};
 use super::endpoints::{Endpoint, Endpoints};
 use crate::freshness::Freshness;
+use crate::metrics::Requests;
 use crate::pace::Pace;
 use anyhow::{Context as _, Result, anyhow, bail};
 use hyper::{Request, Response};
@@ -36,12 +37,13 @@ const WATCH_BURST: u32 = 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A client for the cluster that `kubeconfig` names, or for the one this pod runs in, at the URL of `master` if there is one. Its requests go to the `endpoints` instead of the server
-/// that is named there, if there are any. What its watches say of how well they are is noted.
+/// that is named there, if there are any. What its watches say of how well they are is noted in `freshness`, and all that it asks in `requests`.
 pub(crate) async fn connect_to(
     kubeconfig: Option<&Path>,
     master: Option<&Endpoint>,
     endpoints: &[Endpoint],
     freshness: &Freshness,
+    requests: &Requests,
 ) -> Result<Client> {
     let mut config = match (kubeconfig, Config::incluster(), master) {
         (Some(path), ..) => from_file(path).await?,
@@ -59,12 +61,12 @@ pub(crate) async fn connect_to(
         config.cluster_url = master.root();
     }
     redirect(&mut config, endpoints)?;
-    client(config, Endpoints::new(endpoints.to_vec()), freshness.clone()).context("the API client cannot be set up")
+    client(config, Endpoints::new(endpoints.to_vec()), freshness.clone(), requests.clone()).context("the API client cannot be set up")
 }
 
 #[cfg(test)]
 pub(crate) async fn connect(kubeconfig: Option<&Path>, endpoints: &[Endpoint], freshness: &Freshness) -> Result<Client> {
-    connect_to(kubeconfig, None, endpoints, freshness).await
+    connect_to(kubeconfig, None, endpoints, freshness, &Requests::new()?).await
 }
 
 async fn from_file(path: &Path) -> Result<Config> {
@@ -93,7 +95,7 @@ fn redirect(config: &mut Config, endpoints: &[Endpoint]) -> Result<()> {
     Ok(())
 }
 
-fn client(mut config: Config, endpoints: Endpoints, freshness: Freshness) -> Result<Client> {
+fn client(mut config: Config, endpoints: Endpoints, freshness: Freshness, requests: Requests) -> Result<Client> {
     if config.cluster_url.scheme_str() == Some("http") || config.accept_invalid_certs {
         // No certificate will be checked. Without a list, be it empty, rustls insists on the system's, of which a small image has none.
         config.root_cert.get_or_insert_default();
@@ -110,7 +112,7 @@ fn client(mut config: Config, endpoints: Endpoints, freshness: Freshness) -> Res
         "TLS needs the API server's root certificate: name a certificate-authority in the kubeconfig, or install ca-certificates",
     )?);
     let pace = Pace::new(WATCH_INTERVAL, WATCH_BURST);
-    let sender = Arc::new(Sender { hyper, endpoints, pace, freshness });
+    let sender = Arc::new(Sender { hyper, endpoints, pace, freshness, requests });
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
@@ -129,6 +131,7 @@ struct Sender<C> {
     endpoints: Endpoints,
     pace: Pace,
     freshness: Freshness,
+    requests: Requests,
 }
 
 impl<C: Connect + Clone + Send + Sync + 'static> Sender<C> {
@@ -146,13 +149,18 @@ impl<C: Connect + Clone + Send + Sync + 'static> Sender<C> {
             parts.uri = uri;
             // Only a stream cannot be sent twice, and kube sends none.
             let body = body.try_clone().ok_or("a request that is a stream")?;
+            let (method, host) = (parts.method.to_string(), parts.uri.authority().map(ToString::to_string).unwrap_or_default());
+            let begun = Instant::now();
             let answer = timeout(HEADERS_TIMEOUT, self.hyper.request(Request::from_parts(parts, body))).await;
+            let code = answer.as_ref().ok().and_then(|answer| answer.as_ref().ok()).map(|answer| answer.status().as_u16());
+            self.requests.count(&method, &host, code);
             match answer {
                 Ok(Ok(answer)) => {
                     if answer.status().is_server_error() {
                         self.endpoints.leave(called, &answer.status());
                     }
-                    return Ok(bookmarks::observed(kind, answer, &self.freshness));
+                    let timed = kind.is_none().then(|| Timed { requests: self.requests.clone(), method, host, begun });
+                    return Ok(bookmarks::observed(kind, answer, &self.freshness, timed));
                 }
                 Ok(Err(error)) => {
                     self.endpoints.leave(called, &innermost(&error));

@@ -1,19 +1,32 @@
-//! What Prometheus scrapes. The only file that knows the metrics library.
+//! What Prometheus scrapes. The only directory that knows the metrics library; docs/metrics.md lists all that it has.
 
+mod group;
+mod process;
+mod requests;
+mod upstream;
+
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus::core::Collector;
+use model::Family;
 use prometheus::{
     Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Opts, TextEncoder,
 };
+
+pub(crate) use requests::Requests;
+pub(crate) use upstream::Upstream;
+
+use group::{Group, Registered};
+use process::Process;
 
 /// The agent's metrics. Cloning shares them.
 #[derive(Clone)]
 pub(crate) struct Metrics {
-    registry: Registry,
-    /// For metrics that kube-proxy has as well, under its names: dashboards and alerts that know those go on working.
-    upstream: Registry,
+    group: Registered,
+    pub(crate) upstream: Upstream,
+    requests: Requests,
+    process: Process,
     pub(crate) no_local_endpoints: IntGaugeVec,
     syncs: IntCounterVec,
     sync_duration: Histogram,
@@ -34,6 +47,20 @@ pub(crate) struct Metrics {
     lacking_schedulers: IntGaugeVec,
     flushes: IntCounterVec,
     stale_flows: IntCounter,
+    drains: IntCounterVec,
+    drifts: IntCounterVec,
+    differing: Gauge,
+    traffic_reads: IntCounterVec,
+}
+
+/// How a reading of the kernel's traffic counters went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reading {
+    Done,
+    /// It failed.
+    Failed,
+    /// It took too long, and older numbers were told.
+    Late,
 }
 
 /// What a pass over the kernel's state was for.
@@ -93,160 +120,125 @@ impl Pass {
 }
 
 impl Metrics {
-    /// All metrics at zero.
+    /// All metrics at zero, of an agent that serves both families.
+    #[cfg(test)]
+    pub(crate) fn new() -> prometheus::Result<Self> {
+        Self::of(Family::ALL.into(), Requests::new()?)
+    }
+
+    /// All metrics at zero, for an agent that serves `families` and whose client counts its requests in `requests`.
     ///
     /// # Errors
     /// When two metrics have the same name.
-    pub(crate) fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new_custom(Some("kube_ipvs".to_owned()), None)?;
-        let upstream = Registry::new_custom(Some("kubeproxy".to_owned()), None)?;
+    pub(crate) fn of(families: BTreeSet<Family>, requests: Requests) -> prometheus::Result<Self> {
+        let mut group = Group::new(Some("kube_ipvs"))?;
+        let upstream = Upstream::new(families)?;
         let seconds = prometheus::exponential_buckets(0.000_1, 4.0, 10)?;
-        let phases = CounterVec::new(
+        let phases = group.add(CounterVec::new(
             Opts::new(
                 "phase_seconds_total",
                 "Time spent, by phase: decoding objects, working out what is desired, planning, encoding messages, waiting for the kernel, \
                  reading its state.",
             ),
             &["phase"],
-        )?;
-        let phases = register(&registry, phases)?;
+        ))?;
+        let build = group.add(IntGaugeVec::new(Opts::new("build_info", "1, for the version of this program."), &["version"]))?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Self {
             phases: Phase::ALL.map(|phase| phases.with_label_values(&[phase.label()])),
-            no_local_endpoints: register(
-                &upstream,
-                IntGaugeVec::new(
-                    Opts::new(
-                        "sync_proxy_rules_no_local_endpoints_total",
-                        "Services with a Local traffic policy that have endpoints, but none on this node.",
-                    ),
-                    &["ip_family", "traffic_policy"],
-                )?,
-            )?,
-            syncs: register(
-                &registry,
-                IntCounterVec::new(
+            no_local_endpoints: upstream.no_local_endpoints.clone(),
+            syncs: group.add(IntCounterVec::new(
                     Opts::new("syncs_total", "Passes over the kernel's state, by what they were for and how they went."),
                     &["pass", "result"],
-                )?,
-            )?,
-            sync_duration: register(
-                &registry,
-                Histogram::with_opts(
+                ))?,
+            sync_duration: group.add(Histogram::with_opts(
                     HistogramOpts::new("sync_duration_seconds", "Time from taking up a pass to the kernel holding its result.")
                         .buckets(seconds),
-                )?,
-            )?,
-            last_success: register(
-                &registry,
-                Gauge::new(
+                ))?,
+            last_success: group.add(Gauge::new(
                     "last_success_timestamp_seconds",
                     "Unix time of the last pass after which the kernel held all that was desired.",
-                )?,
-            )?,
-            objects: register(
-                &registry,
-                IntGaugeVec::new(Opts::new("objects", "Objects the kernel holds for this agent, by kind."), &["kind"])?,
-            )?,
-            refused: register(
-                &registry,
-                IntGauge::new(
+                ))?,
+            objects: group.add(IntGaugeVec::new(Opts::new("objects", "Objects the kernel holds for this agent, by kind."), &["kind"]))?,
+            refused: group.add(IntGauge::new(
                     "refused_objects",
                     "Objects that are desired and that the kernel does not take; the log names them.",
-                )?,
-            )?,
-            problems: register(
-                &registry,
-                IntGaugeVec::new(
+                ))?,
+            problems: group.add(IntGaugeVec::new(
                     Opts::new(
                         "object_problems",
                         "Parts of Kubernetes objects that cannot be served as they are, by reason; the log and Events name them.",
                     ),
                     &["reason"],
-                )?,
-            )?,
-            events: register(
-                &registry,
-                IntCounterVec::new(
+                ))?,
+            events: group.add(IntCounterVec::new(
                     Opts::new("events_total", "Problems that were to be reported as Kubernetes Events, by what became of that."),
                     &["result"],
-                )?,
-            )?,
-            repairs: register(
-                &registry,
-                IntCounterVec::new(
+                ))?,
+            repairs: group.add(IntCounterVec::new(
                     Opts::new("repairs_total", "Steps that were taken to undo changes made by others, by stage."),
                     &["stage"],
-                )?,
-            )?,
-            trouble: register(
-                &registry,
-                IntCounterVec::new(
+                ))?,
+            trouble: group.add(IntCounterVec::new(
                     Opts::new("source_trouble_total", "Times a kind of object could not be read, by kind."),
                     &["kind"],
-                )?,
-            )?,
-            source_synced: register(
-                &registry,
-                IntGaugeVec::new(
+                ))?,
+            source_synced: group.add(IntGaugeVec::new(
                     Opts::new(
                         "source_synced",
                         "1 once a kind of object has been listed completely and while it is followed, by kind.",
                     ),
                     &["kind"],
-                )?,
-            )?,
-            staleness: register(
-                &registry,
-                GaugeVec::new(
+                ))?,
+            staleness: group.add(GaugeVec::new(
                     Opts::new(
                         "source_staleness_seconds",
                         "Time since a kind of object was last known to be as the API server has it, by kind: since the last change, bookmark, \
                          complete list or orderly end of its watch.",
                     ),
                     &["kind"],
-                )?,
-            )?,
-            serves_saved: register(
-                &registry,
-                IntGauge::new(
+                ))?,
+            serves_saved: group.add(IntGauge::new(
                     "serves_saved_state",
                     "1 while what is served was saved by an earlier run, because the API server has not told everything since the start.",
-                )?,
-            )?,
-            saved_at: register(
-                &registry,
-                Gauge::new("saved_state_timestamp_seconds", "Unix time at which state was last saved (--state-dir).")?,
-            )?,
-            save_errors: register(
-                &registry,
-                IntCounter::new("save_errors_total", "Attempts at saving state that failed (--state-dir); the log says why.")?,
-            )?,
-            lacking_schedulers: register(
-                &registry,
-                IntGaugeVec::new(
+                ))?,
+            saved_at: group.add(Gauge::new("saved_state_timestamp_seconds", "Unix time at which state was last saved (--state-dir)."))?,
+            save_errors: group.add(IntCounter::new("save_errors_total", "Attempts at saving state that failed (--state-dir); the log says why."))?,
+            lacking_schedulers: group.add(IntGaugeVec::new(
                     Opts::new(
                         "lacking_schedulers",
                         "1 for a scheduler that is asked for and that the kernel does not have, by name.",
                     ),
                     &["scheduler"],
-                )?,
-            )?,
-            flushes: register(
-                &registry,
-                IntCounterVec::new(
+                ))?,
+            flushes: group.add(IntCounterVec::new(
                     Opts::new("flow_flushes_total", "Times the node's UDP flows were searched for stale ones, by how that went."),
                     &["result"],
-                )?,
-            )?,
-            stale_flows: register(
-                &registry,
-                IntCounter::new(
+                ))?,
+            stale_flows: group.add(IntCounter::new(
                     "stale_flows_total",
                     "UDP flows the kernel was told to forget because they led to a real server that is gone, or to none.",
-                )?,
-            )?,
-            registry,
+                ))?,
+            drains: group.add(IntCounterVec::new(
+                Opts::new("drains_total", "Real servers that have left, by whether they still had active connections (`cut`) or not (`finished`)."),
+                &["result"],
+            ))?,
+            drifts: group.add(IntCounterVec::new(
+                Opts::new("drifts_total", "Passes that found the kernel other than it had been left, by what they were for."),
+                &["pass"],
+            ))?,
+            differing: group.add(Gauge::new(
+                "differing_seconds",
+                "For how long the kernel has held something else than what is desired; 0 while it holds just that.",
+            ))?,
+            traffic_reads: group.add(IntCounterVec::new(
+                Opts::new("traffic_reads_total", "Times the kernel's traffic counters were to be read for a scrape, by how that went."),
+                &["result"],
+            ))?,
+            process: Process::new()?,
+            group: group.finish(),
             upstream,
+            requests,
         })
     }
 
@@ -254,6 +246,7 @@ impl Metrics {
     pub(crate) fn count_pass(&self, pass: Pass, duration: Duration, success: bool) {
         self.syncs.with_label_values(&[pass.label(), if success { "success" } else { "error" }]).inc();
         self.sync_duration.observe(duration.as_secs_f64());
+        self.upstream.count_pass(duration);
     }
 
     /// Notes that `phase` has taken so long.
@@ -273,8 +266,9 @@ impl Metrics {
         }
     }
 
-    /// Counts a search for stale flows, with how many were found; `None` when it failed.
-    pub(crate) fn count_flush(&self, found: Option<usize>) {
+    /// Counts a search for stale flows of `family`, with how many were found; `None` when it failed.
+    pub(crate) fn count_flush(&self, family: Family, duration: Duration, found: Option<usize>) {
+        self.upstream.count_flow_search(family, duration, found.unwrap_or_default());
         self.flushes.with_label_values(&[if found.is_some() { "success" } else { "error" }]).inc();
         self.stale_flows.inc_by(found.unwrap_or_default() as u64);
     }
@@ -289,9 +283,38 @@ impl Metrics {
         self.saved_at.set(unix_seconds());
     }
 
+    /// Counts a real server that has left, and that had active connections or not.
+    pub(crate) fn count_drain(&self, cut: bool) {
+        self.drains.with_label_values(&[if cut { "cut" } else { "finished" }]).inc();
+    }
+
+    /// Counts a pass that found what others have changed.
+    pub(crate) fn count_drift(&self, pass: Pass) {
+        self.drifts.with_label_values(&[pass.label()]).inc();
+    }
+
+    /// Notes for how long the kernel and what is desired have differed; zero while they do not.
+    pub(crate) fn note_differing(&self, elapsed: Duration) {
+        self.differing.set(elapsed.as_secs_f64());
+    }
+
+    /// Counts a reading of the kernel's traffic counters.
+    pub(crate) fn count_reading(&self, reading: Reading) {
+        let label = match reading {
+            Reading::Done => "success",
+            Reading::Failed => "error",
+            Reading::Late => "late",
+        };
+        self.traffic_reads.with_label_values(&[label]).inc();
+    }
+
     /// Notes for how long nothing has been heard of a kind of object.
     pub(crate) fn note_staleness(&self, kind: &str, age: Duration) {
         self.staleness.with_label_values(&[kind]).set(age.as_secs_f64());
+    }
+
+    fn groups(&self) -> [&Registered; 4] {
+        [&self.group, &self.upstream.group, &self.requests.group, &self.process.group]
     }
 
     /// The exposition text, in version 0.0.4 of the format.
@@ -299,9 +322,10 @@ impl Metrics {
     /// # Errors
     /// When a metric cannot be encoded.
     pub(crate) fn render(&self) -> prometheus::Result<Vec<u8>> {
+        self.process.update();
         let mut text = Vec::new();
-        for registry in [&self.registry, &self.upstream] {
-            TextEncoder::new().encode(&registry.gather(), &mut text)?;
+        for group in self.groups() {
+            TextEncoder::new().encode(&group.registry.gather(), &mut text)?;
         }
         Ok(text)
     }
@@ -311,39 +335,5 @@ fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
-fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {
-    registry.register(Box::new(collector.clone()))?;
-    Ok(collector)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_carry_the_prefix_and_counts_add_up() {
-        let metrics = Metrics::new().unwrap();
-        metrics.count_pass(Pass::Start, Duration::from_millis(3), true);
-        metrics.count_complete();
-        metrics.count_phase(Phase::Plan, Duration::from_millis(1500));
-        metrics.count_phase(Phase::Plan, Duration::from_millis(1000));
-        metrics.count_pass(Pass::Change, Duration::from_millis(1), false);
-        metrics.count_flush(Some(3));
-        metrics.count_flush(None);
-        metrics.note_scheduler("mh", true);
-        metrics.note_scheduler("new", false);
-        metrics.note_scheduler("found", false);
-        metrics.note_scheduler("found", true);
-        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
-        assert!(text.contains("kube_ipvs_stale_flows_total 3\n"), "{text}");
-        assert!(text.contains("kube_ipvs_phase_seconds_total{phase=\"plan\"} 2.5\n"), "{text}");
-        assert!(text.contains("kube_ipvs_phase_seconds_total{phase=\"kernel\"} 0\n"), "{text}");
-        let lacking: Vec<_> = text.lines().filter(|line| line.starts_with("kube_ipvs_lacking_schedulers")).collect();
-        assert_eq!(lacking, ["kube_ipvs_lacking_schedulers{scheduler=\"new\"} 1"]);
-        assert!(text.contains("kube_ipvs_flow_flushes_total{result=\"error\"} 1\n"), "{text}");
-        assert!(text.contains("kube_ipvs_syncs_total{pass=\"start\",result=\"success\"} 1"), "{text}");
-        assert!(text.contains("kube_ipvs_syncs_total{pass=\"change\",result=\"error\"} 1"), "{text}");
-        assert!(text.contains("kube_ipvs_sync_duration_seconds_count 2"), "{text}");
-        assert!(!text.contains("kube_ipvs_last_success_timestamp_seconds 0\n"), "{text}");
-    }
-}
+mod tests;
