@@ -423,7 +423,11 @@ impl Reconciler {
         let half_closed = half_closed.and_then(Result::ok);
         let gone: BTreeMap<_, _> =
             counted.iter().map(|(key, counters)| (*key, self.drains.let_go(*key, counters, half_closed.as_ref(), begun))).collect();
-        for (real, counters) in gone.iter().filter_map(|(key, gone)| Some((gone, counted.get(key)?))).flat_map(|(gone, counters)| gone.iter().map(move |real| (real, counters))) {
+        for (real, counters) in gone
+            .iter()
+            .filter_map(|(key, gone)| Some((gone, counted.get(key)?)))
+            .flat_map(|(gone, counters)| gone.iter().map(move |real| (real, counters)))
+        {
             self.metrics.count_drain(counters.get(real).is_some_and(|counters| counters.active > 0));
         }
         let held = observed.restricted_to(&scope);

@@ -189,12 +189,7 @@ struct Followed {
     freshness: Option<Freshness>,
 }
 
-async fn source(
-    arguments: &Run,
-    node_name: &str,
-    events: mpsc::Sender<Event>,
-    requests: &Requests,
-) -> anyhow::Result<Followed> {
+async fn source(arguments: &Run, node_name: &str, events: mpsc::Sender<Event>, requests: &Requests) -> anyhow::Result<Followed> {
     let invalid = |error: anyhow::Error| Ending::error(Exit::Usage, format!("{error:#}"));
     if let Some(path) = &arguments.source.manifests {
         let source =

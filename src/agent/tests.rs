@@ -99,6 +99,82 @@ async fn server() -> ApiServer {
     server
 }
 
+/// What the role allows is what the agent asks, and no more.
+#[tokio::test]
+async fn the_role_allows_what_is_asked_and_no_more() {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Rule {
+        api_groups: Vec<String>,
+        resources: Vec<String>,
+        verbs: Vec<String>,
+    }
+    let manifest = include_str!("../../manifests/base/rbac.yaml");
+    let objects: Vec<serde_json::Value> = serde_saphyr::from_multiple(manifest).unwrap();
+    let role = objects.into_iter().find(|object| object["kind"] == "ClusterRole").unwrap();
+    let rules: Vec<Rule> = serde_json::from_value(role["rules"].clone()).unwrap();
+    let mut allowed = BTreeSet::new();
+    for Rule { api_groups, resources, verbs } in &rules {
+        for (group, resource) in api_groups.iter().flat_map(|group| resources.iter().map(move |resource| (group, resource))) {
+            allowed.extend(verbs.iter().map(|verb| format!("{verb} {group}/{resource}")));
+        }
+    }
+
+    let mut asked = BTreeSet::new();
+    // Servers that cannot stream a list are asked for pages, which is another verb.
+    for streaming in [true, false] {
+        LocalSet::new()
+            .run_until(async {
+                let server = ApiServer::start(Options::default()).await.unwrap();
+                server.set_streaming_lists(streaming);
+                server.apply(serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})).unwrap();
+                // So that there is something to tell.
+                for (name, address) in [("one", "10.96.0.1"), ("two", "10.96.0.2")] {
+                    let service = serde_json::json!({
+                        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": name},
+                        "spec": {"clusterIP": address, "ports": [{"port": 70_000}]},
+                    });
+                    server.apply(service).unwrap();
+                }
+                let running = Running::start(&server).await;
+                running.told(&["one", "two"]).await;
+                running.until(|| running.count("written") == 2).await;
+                running
+                    .until(|| {
+                        [Resource::Services, Resource::EndpointSlices, Resource::Nodes]
+                            .iter()
+                            .all(|of| server.open_watches(*of) > 0)
+                    })
+                    .await;
+                running.tasks.iter().for_each(JoinHandle::abort);
+                asked.extend(server.requests().iter().map(asked_for));
+            })
+            .await;
+    }
+    assert_eq!(asked, allowed);
+}
+
+/// The verb, API group and resource of a request, as RBAC judges it.
+fn asked_for(request: &apiserver::Received) -> String {
+    let path = request.target.split('?').next().unwrap().trim_start_matches('/');
+    let mut parts = path.split('/');
+    let group = match parts.next().unwrap() {
+        "api" => "",
+        "apis" => parts.next().unwrap(),
+        other => panic!("/{other} is for no resource"),
+    };
+    let parts: Vec<_> = parts.skip(1).collect();
+    let parts = if let ["namespaces", _, rest @ ..] = &parts[..] { rest } else { &parts[..] };
+    let verb = match (&*request.method, parts) {
+        ("GET", [_]) if request.param("watch") == "true" => "watch",
+        ("GET", [_]) => "list",
+        ("GET", [_, _]) => "get",
+        ("POST", [_]) => "create",
+        other => panic!("{other:?}: no verb that a role has to allow"),
+    };
+    format!("{verb} {group}/{}", parts[0])
+}
+
 #[tokio::test]
 async fn a_bad_service_is_one_event_however_often_it_is_listed() {
     let test = async {

@@ -36,7 +36,8 @@ impl Process {
             open_files: gauge("open_fds", "Number of open file descriptors.")?,
             max_files: gauge("max_fds", "Maximum number of open file descriptors.")?,
             started: gauge("start_time_seconds", "Start time of the process since unix epoch in seconds.")?,
-            cpu: group.add(Counter::with_opts(Opts::new("cpu_seconds_total", "Total user and system CPU time spent in seconds.")))?,
+            cpu: group
+                .add(Counter::with_opts(Opts::new("cpu_seconds_total", "Total user and system CPU time spent in seconds.")))?,
             group: group.finish(),
         })
     }
@@ -126,7 +127,8 @@ mod tests {
         assert_eq!(status_field("Name:\tx\nVmRSS:\t    1234 kB\nThreads:\t3\n", "VmRSS"), Some(1234.0));
         assert_eq!(status_field("VmRSSX:\t1\n", "VmRSS"), None);
         assert_eq!(boot_time("cpu 1 2\nbtime 1760000000\n"), Some(1_760_000_000.0));
-        let limits = "Limit  Soft Limit  Hard Limit  Units\nMax open files            1024                 524288               files\n";
+        let limits =
+            "Limit  Soft Limit  Hard Limit  Units\nMax open files            1024                 524288               files\n";
         assert_eq!(max_open_files(limits), Some(1024.0));
         assert_eq!(max_open_files("Max open files            unlimited            unlimited            files\n"), None);
     }
@@ -137,7 +139,8 @@ mod tests {
         process.update();
         for family in process.group.registry.gather() {
             let metric = &family.get_metric()[0];
-            let value = if family.name().ends_with("_total") { metric.get_counter().get_value() } else { metric.get_gauge().get_value() };
+            let value =
+                if family.name().ends_with("_total") { metric.get_counter().get_value() } else { metric.get_gauge().get_value() };
             assert!(value > 0.0 || family.name() == "process_cpu_seconds_total", "{}", family.name());
         }
         let age = super::super::unix_seconds() - process.started.get();

@@ -73,7 +73,8 @@ fn told(text: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
             last = name.to_owned();
             assert!(told.insert(last.clone(), (kind.to_owned(), BTreeSet::new())).is_none(), "{name} is told twice");
         } else if let Some((_, labels)) = line.split_once('{') {
-            let labels = labels.rsplit_once('}').unwrap().0.split(',').filter_map(|label| Some(label.split_once('=')?.0.to_owned()));
+            let labels =
+                labels.rsplit_once('}').unwrap().0.split(',').filter_map(|label| Some(label.split_once('=')?.0.to_owned()));
             let labels = labels.filter(|label| label != "le");
             told.get_mut(&last).unwrap().1.extend(labels);
         }

@@ -75,12 +75,17 @@ impl Accounts {
     /// does not get what came before. Ports that own nothing any more are left out from now on.
     pub(super) fn take_in(&mut self, owners: &[Owned], counted: &[Counted]) {
         let owners: BTreeMap<_, _> = owners.iter().map(|owned| (owned.key, owned)).collect();
-        let port = |key: &VirtualServerKey| {
-            owners.get(key).map(|owned| Port { service: owned.service.clone(), name: owned.port.clone() })
-        };
+        let port =
+            |key: &VirtualServerKey| owners.get(key).map(|owned| Port { service: owned.service.clone(), name: owned.port.clone() });
         let ports: BTreeSet<_> = owners.keys().filter_map(port).collect();
         self.ports.retain(|known, _| ports.contains(known));
-        self.ports.extend(ports.into_iter().filter(|port| !self.ports.contains_key(port)).map(|port| (port, TrafficCounters::default())).collect::<Vec<_>>());
+        self.ports.extend(
+            ports
+                .into_iter()
+                .filter(|port| !self.ports.contains_key(port))
+                .map(|port| (port, TrafficCounters::default()))
+                .collect::<Vec<_>>(),
+        );
         let (mut last, mut real_servers) = (BTreeMap::new(), BTreeMap::<_, OfRealServer>::new());
         for Counted { key, traffic, real_servers: reals } in counted {
             let news = since(self.last.get(key), *traffic);

@@ -110,7 +110,12 @@ impl Traffic {
         .await
     }
 
-    async fn text_by<F>(&self, shortest: Duration, deadline: Duration, read: impl FnOnce(Owners, Box<Reader>) -> F + 'static) -> Arc<Vec<u8>>
+    async fn text_by<F>(
+        &self,
+        shortest: Duration,
+        deadline: Duration,
+        read: impl FnOnce(Owners, Box<Reader>) -> F + 'static,
+    ) -> Arc<Vec<u8>>
     where
         F: Future<Output = Option<(Box<Reader>, Result<(), Error>)>>,
     {
@@ -181,7 +186,8 @@ impl Reader {
             none => none.insert(Meter::open()?),
         };
         let with_real_servers = self.accounts.keeps_real_servers();
-        let virtual_servers = meter.virtual_servers()?.into_iter().map(|(key, traffic)| Counted { key, traffic, real_servers: Vec::new() });
+        let virtual_servers =
+            meter.virtual_servers()?.into_iter().map(|(key, traffic)| Counted { key, traffic, real_servers: Vec::new() });
         let mut counted: Vec<_> = virtual_servers.collect();
         if with_real_servers {
             let owned: std::collections::BTreeSet<_> = owners.iter().map(|owned| owned.key).collect();

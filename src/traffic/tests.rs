@@ -13,7 +13,13 @@ fn owned(vip: &str, service: &str) -> Owned {
 }
 
 const fn traffic(connections: u64) -> TrafficCounters {
-    TrafficCounters { connections, packets_in: 3 * connections, packets_out: 2 * connections, bytes_in: 300 * connections, bytes_out: 40 * connections }
+    TrafficCounters {
+        connections,
+        packets_in: 3 * connections,
+        packets_out: 2 * connections,
+        bytes_in: 300 * connections,
+        bytes_out: 40 * connections,
+    }
 }
 
 fn counted(vip: &str, connections: u64) -> Counted {
@@ -165,7 +171,9 @@ async fn a_kernel_that_takes_its_time_holds_up_no_scrape_and_loses_nothing() {
     LocalSet::new()
         .run_until(async {
             let (soon, long) = (Duration::from_millis(5), Duration::from_secs(60));
-            let late = traffic.text_by(Duration::ZERO, soon, |owners, reader| reading(5, Duration::from_millis(300), owners, reader)).await;
+            let late = traffic
+                .text_by(Duration::ZERO, soon, |owners, reader| reading(5, Duration::from_millis(300), owners, reader))
+                .await;
             assert!(late.is_empty() && told(&metrics, "late"));
             // It still reads, and is not asked twice.
             let busy = traffic.text_by(Duration::ZERO, long, |owners, reader| reading(9, Duration::ZERO, owners, reader)).await;

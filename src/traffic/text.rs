@@ -52,7 +52,12 @@ fn write(out: &mut String, accounts: &Accounts) -> fmt::Result {
         }
     }
     let name = "kube_ipvs_real_server_connections";
-    head(out, name, "Connections that a real server of a Service's port has now: established TCP (active), and all others.", "gauge")?;
+    head(
+        out,
+        name,
+        "Connections that a real server of a Service's port has now: established TCP (active), and all others.",
+        "gauge",
+    )?;
     for ((port, real), account) in accounts.real_servers() {
         for (state, count) in [("active", account.connections.active), ("inactive", account.connections.inactive)] {
             writeln!(out, "{name}{{{},real_server=\"{real}\",state=\"{state}\"}} {count}", Labels(port))?;

@@ -15,6 +15,7 @@ mod foreign;
 mod handover;
 mod held;
 mod matrix;
+mod metrics;
 mod outage;
 mod policies;
 mod privileges;

@@ -2,9 +2,9 @@
 
 use model::{TrafficCounters, VirtualServerKey};
 
+use crate::Error;
 use crate::ipvs::{Ipvs, RealServerTraffic};
 use crate::preflight::Capability;
-use crate::Error;
 
 /// Reads IPVS's counters through sockets of its own, beside a [`Kernel`](crate::Kernel) that may be busy with changes.
 pub struct Meter(Ipvs);

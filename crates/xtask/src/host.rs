@@ -58,6 +58,9 @@ pub(crate) const DEMO_TOOLS: &[Tool] = &[
     tool("ipvsadm", "ipvsadm", "shows the kernel's IPVS table"),
 ];
 
+/// What runs Helm's engine, which comes as a library.
+pub(crate) const PYTHON_TOOLS: &[Tool] = &[tool("python3", "python3", "runs Helm's engine")];
+
 /// Installs those of the tools that are missing, saying what and why.
 pub(crate) fn prepare(tools: &[Tool]) -> Result<()> {
     let missing: Vec<&Tool> = tools.iter().filter(|tool| find(tool.program).is_none()).collect();
@@ -76,6 +79,13 @@ pub(crate) fn prepare(tools: &[Tool]) -> Result<()> {
         apt_get(&install).with_context(|| format!("install {} by hand", packages.join(" ")))?;
     }
     Ok(())
+}
+
+/// Downloads a package into `directory`, without installing it.
+pub(crate) fn download(directory: &Path, package: &str) -> Result<()> {
+    output(Command::new("apt-get").args(["-qq", "download", package]).current_dir(directory))
+        .map(drop)
+        .with_context(|| format!("cannot download {package} (are apt's package lists current? `apt-get update`)"))
 }
 
 /// Runs apt-get as root, quiet unless it fails.

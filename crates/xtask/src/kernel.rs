@@ -171,11 +171,11 @@ fn download(directory: &Path, release: &Release) -> Result<()> {
         let _ = fs::remove_dir_all(path);
         create_directory(path)?;
     }
-    fetch(&packages, &format!("linux-image-{name}"))?;
+    host::download(&packages, &format!("linux-image-{name}"))?;
     if name.ends_with("-generic") {
         // Ubuntu keeps the modules apart, and the rarer ones (SCTP among them) in a second package that not every release has.
-        fetch(&packages, &format!("linux-modules-{name}"))?;
-        if let Err(error) = fetch(&packages, &format!("linux-modules-extra-{name}")) {
+        host::download(&packages, &format!("linux-modules-{name}"))?;
+        if let Err(error) = host::download(&packages, &format!("linux-modules-extra-{name}")) {
             println!("  without the extra modules: {error:#}");
         }
     }
@@ -201,12 +201,6 @@ fn download(directory: &Path, release: &Release) -> Result<()> {
         fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Ok(())
-}
-
-fn fetch(directory: &Path, package: &str) -> Result<()> {
-    host::output(Command::new("apt-get").args(["-qq", "download", package]).current_dir(directory))
-        .map(drop)
-        .with_context(|| format!("cannot download {package} (are apt's package lists current? `apt-get update`)"))
 }
 
 /// Moves the modules that an image could need, uncompressed: busybox reads no zstd, and the guest would unpack them at each boot.

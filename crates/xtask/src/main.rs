@@ -3,7 +3,7 @@
 //! IPVS lives in the kernel and many kernels lack it, so everything that needs it runs in a *guest*: a distribution kernel, downloaded but not installed,
 //! booted by QEMU with an initramfs made here. Files in reading order: [`host`] (what this machine has, and installing what it lacks), [`kernel`]
 //! (kernel packages), [`cpio`] and [`image`] (the initramfs), [`qemu`] (booting), [`guest`] (the three together), [`build`] (cargo), [`tiers`]
-//! (the test run and its summary), [`conformance`], [`bench`], [`demo`].
+//! (the test run and its summary), [`tools`] (those that check manifests), [`conformance`], [`bench`], [`demo`].
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a developer's command-line program: its output is its interface")]
 
@@ -18,6 +18,7 @@ mod image;
 mod kernel;
 mod qemu;
 mod tiers;
+mod tools;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -12,7 +12,7 @@ use crate::build::{self, TestProgram};
 use crate::guest::{self, Guest};
 use crate::host;
 use crate::kernel::Wanted;
-use crate::{bench, conformance};
+use crate::{bench, conformance, tools};
 
 /// All guest tests of one boot together take a few minutes when emulated.
 const GUEST_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -40,6 +40,8 @@ pub(crate) enum Tier {
     Clippy,
     /// Unit, property and documentation tests
     Unit,
+    /// Manifests, chart, alerts and metrics, by kubectl, Helm's engine and promtool
+    Tools,
     /// Tests on this machine's kernel, in a private network namespace
     Host,
     /// Tests in a guest with the base kernel
@@ -56,6 +58,7 @@ impl Tier {
             Self::Fmt => "fmt",
             Self::Clippy => "clippy",
             Self::Unit => "unit",
+            Self::Tools => "tools",
             Self::Host => "host",
             Self::Guest => "guest",
             Self::GuestNewest => "guest-newest",
@@ -68,6 +71,7 @@ impl Tier {
             Self::Fmt => check(&["fmt", "--all", "--check"]),
             Self::Clippy => check(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
             Self::Unit => unit(),
+            Self::Tools => with_tools(filter),
             Self::Host => on_host(filter),
             Self::Guest => in_guest(&Wanted::Base, filter, &[]),
             Self::GuestNewest => in_guest(&Wanted::Newest, filter, &ON_ONE_KERNEL),
@@ -173,6 +177,7 @@ fn prepare(tiers: &[Tier]) -> Result<()> {
             Tier::Fmt => component("fmt", "rustfmt")?,
             Tier::Clippy => component("clippy", "clippy")?,
             Tier::Unit => {}
+            Tier::Tools => tools::find().map(drop)?,
             Tier::Host => host::prepare(host::HOST_TOOLS)?,
             Tier::Guest | Tier::GuestNewest | Tier::Bench => host::prepare(host::GUEST_TOOLS)?,
         }
@@ -199,6 +204,14 @@ fn check(arguments: &[&str]) -> Result<Counts> {
 
 fn unit() -> Result<Counts> {
     counted(build::cargo(&["test", "--workspace", "--no-fail-fast"]))
+}
+
+fn with_tools(filter: &[String]) -> Result<Counts> {
+    let mut command = build::cargo(&["test", "--package", "kube-ipvs", "--test", "tools", "--"]);
+    counted({
+        command.args(filter).envs(tools::find()?);
+        command
+    })
 }
 
 fn on_host(filter: &[String]) -> Result<Counts> {

@@ -61,7 +61,8 @@ pub(crate) async fn connect_to(
         config.cluster_url = master.root();
     }
     redirect(&mut config, endpoints)?;
-    client(config, Endpoints::new(endpoints.to_vec()), freshness.clone(), requests.clone()).context("the API client cannot be set up")
+    client(config, Endpoints::new(endpoints.to_vec()), freshness.clone(), requests.clone())
+        .context("the API client cannot be set up")
 }
 
 #[cfg(test)]

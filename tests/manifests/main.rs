@@ -1,6 +1,13 @@
 //! The manifests say what the API knows and the program takes, and no more than the agent needs.
+//!
+//! What other people's tools make of them is tested in `tests/tools`.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops where it fails")]
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test stops where it fails")]
+
+mod chart;
+mod monitoring;
+mod objects;
+mod promql;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,7 +17,6 @@ use std::process::{Command, Stdio};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Container, PodSpec, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -18,16 +24,20 @@ fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests")
 }
 
-fn documents(file: &Path) -> Vec<Value> {
-    serde_saphyr::from_multiple(&fs::read_to_string(file).unwrap()).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+/// All files below `directory`, templates left out: those are for Helm to read.
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() && !path.ends_with("templates") { files_below(&path) } else { vec![path] }).collect()
 }
 
-/// All manifests, by file name.
+fn documents(file: &Path) -> Vec<Value> {
+    objects::documents(&fs::read_to_string(file).unwrap(), &file.display().to_string())
+}
+
+/// The manifests of the base, by file name.
 fn manifests() -> BTreeMap<String, Vec<Value>> {
-    fs::read_dir(directory())
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+    files_below(&directory().join("base"))
+        .into_iter()
         .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), documents(&path)))
         .collect()
 }
@@ -51,47 +61,79 @@ fn agent() -> Container {
     containers.into_iter().next().unwrap()
 }
 
-/// Fails for what `value` has and the API's type does not: a misspelt field is dropped by the API without a word.
-fn check<T: DeserializeOwned + Serialize>(file: &str, value: &Value) {
-    let typed: T = serde_json::from_value(value.clone()).unwrap_or_else(|error| panic!("{file}: {error}"));
-    lost(file, value, &serde_json::to_value(typed).unwrap());
+#[test]
+fn every_field_is_one_that_the_api_has() {
+    let yaml = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "yaml");
+    let is_chart = |path: &PathBuf| path.starts_with(directory().join("helm"));
+    for file in files_below(&directory()).into_iter().filter(|path| yaml(path) && !is_chart(path)) {
+        let documents = documents(&file);
+        assert!(!documents.is_empty(), "{} is empty", file.display());
+        documents.iter().for_each(|document| objects::check(&file.display().to_string(), document));
+    }
 }
 
-fn lost(path: &str, written: &Value, kept: &Value) {
-    match (written, kept) {
-        (Value::Object(written), Value::Object(kept)) => {
-            for (name, value) in written {
-                let path = format!("{path}.{name}");
-                lost(&path, value, kept.get(name).unwrap_or_else(|| panic!("{path} is no field")));
-            }
+/// A component that no overlay has is one that nothing has rendered.
+#[test]
+fn every_component_is_in_an_overlay_and_every_file_in_its_component() {
+    let kustomization = |directory: &Path| documents(&directory.join("kustomization.yaml")).remove(0);
+    let texts =
+        |value: &Value| value.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>();
+    let below = |name: &str| fs::read_dir(directory().join(name)).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let used: BTreeSet<_> = below("overlays").iter().flat_map(|overlay| texts(&kustomization(overlay)["components"])).collect();
+    let there: BTreeSet<_> = below("components")
+        .iter()
+        .map(|path| format!("../../components/{}", path.file_name().unwrap().to_str().unwrap()))
+        .collect();
+    assert_eq!(used, there);
+    for component in below("components") {
+        let kustomization = kustomization(&component);
+        let mut named = texts(&kustomization["resources"]);
+        named.extend(
+            kustomization["patches"].as_array().into_iter().flatten().filter_map(|patch| Some(patch["path"].as_str()?.to_owned())),
+        );
+        named.extend(kustomization["configMapGenerator"].as_array().into_iter().flatten().flat_map(|map| texts(&map["files"])));
+        // It is for a DaemonSet that is not ours, and its head says how to use it.
+        named.extend(["kustomization.yaml", "kube-proxy.yaml"].map(str::to_owned));
+        for file in files_below(&component) {
+            let name = file.file_name().unwrap().to_str().unwrap();
+            assert!(named.iter().any(|other| other == name), "nothing uses {}", file.display());
         }
-        (Value::Array(written), Value::Array(kept)) => {
-            assert_eq!(written.len(), kept.len(), "{path}");
-            written
-                .iter()
-                .zip(kept)
-                .enumerate()
-                .for_each(|(index, (written, kept))| lost(&format!("{path}[{index}]"), written, kept));
-        }
-        _ => assert_eq!(written, kept, "{path}"),
     }
 }
 
 #[test]
-fn every_field_is_one_that_the_api_has() {
-    for (file, documents) in manifests() {
-        assert!(!documents.is_empty(), "{file} is empty");
-        for document in documents {
-            match document["kind"].as_str() {
-                Some("DaemonSet") => check::<DaemonSet>(&file, &document),
-                Some("ServiceAccount") => check::<ServiceAccount>(&file, &document),
-                Some("ClusterRole") => check::<ClusterRole>(&file, &document),
-                Some("ClusterRoleBinding") => check::<ClusterRoleBinding>(&file, &document),
-                Some("Kustomization") => assert_eq!(file, "kustomization.yaml"),
-                other => panic!("{file}: an object of kind {other:?} that nothing here checks"),
-            }
-        }
-    }
+fn what_carries_a_version_carries_this_one() {
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(manifests()["kustomization.yaml"][0]["images"][0]["newTag"], version);
+    let chart = &documents(&directory().join("helm/kube-ipvs/Chart.yaml"))[0];
+    assert_eq!((&chart["version"], &chart["appVersion"]), (&version.into(), &version.into()));
+}
+
+/// Where a network manager takes the device for its own, VIPs go.
+#[test]
+fn g4_the_drop_ins_are_about_the_device_and_the_device_alone() {
+    let read = |name: &str| fs::read_to_string(directory().join("node").join(name)).unwrap();
+    let settings =
+        |text: &str| text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(
+        settings(&read("NetworkManager/conf.d/90-kube-ipvs.conf")),
+        ["[keyfile]", "unmanaged-devices+=interface-name:kube-ipvs0"]
+    );
+    assert_eq!(settings(&read("systemd/network/10-kube-ipvs0.network")), ["[Match]", "Name=kube-ipvs0", "[Link]", "Unmanaged=yes"]);
+    assert_eq!(settings(&read("systemd/networkd.conf.d/90-kube-ipvs.conf")), ["[Network]", "ManageForeignRoutes=no"]);
+}
+
+/// What `kube-ipvs init` does is what nodes have from files that do without it.
+#[test]
+fn the_files_for_nodes_have_what_init_loads_and_sets() {
+    let read = |name: &str| fs::read_to_string(directory().join("node").join(name)).unwrap();
+    let lines = |text: &str| {
+        text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let modules: BTreeSet<_> = kernel::modules::NEEDED.iter().map(|module| module.name.to_owned()).collect();
+    assert_eq!(lines(&read("modules-load.d/kube-ipvs.conf")), modules);
+    let sysctls: BTreeSet<_> = kernel::sysctl::NEEDED.iter().map(|sysctl| format!("{} = {}", sysctl.name, sysctl.value)).collect();
+    assert_eq!(lines(&read("sysctl.d/90-kube-ipvs.conf")), sysctls);
 }
 
 #[test]
