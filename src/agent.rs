@@ -9,8 +9,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::eligibility::Eligibility;
 use crate::changes::{self, Changes};
+use crate::eligibility::Eligibility;
 use crate::freshness::{Freshness, Saved};
 use crate::health_check::HealthChecks;
 use crate::listeners::Sockets;

@@ -14,8 +14,8 @@ use kernel::Part;
 use model::{Family, Rules};
 use tokio::sync::oneshot;
 
-use crate::reconciler::Tuning;
 use crate::changes::Changes;
+use crate::reconciler::Tuning;
 use crate::status::Names;
 use crate::traffic::Owners;
 
