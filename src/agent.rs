@@ -267,7 +267,7 @@ impl Agent {
     fn apply(&mut self, object: &Object) {
         let applied = match object {
             Object::Service(service) => self.index.apply_service(service),
-            Object::EndpointSlice(slice) => self.index.apply_slice(slice).map(|changed| {
+            Object::EndpointSlice(slice) => self.index.apply_slice_and_tell(slice).map(|changed| {
                 if changed {
                     self.changes.note_trigger(slice, self.started);
                 }

@@ -93,7 +93,7 @@ impl Stat {
     }
 }
 
-/// The number in a line such as `VmRSS:	    1234 kB`.
+/// The number in a line such as `VmRSS:      1234 kB`.
 fn status_field(text: &str, name: &str) -> Option<f64> {
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     value.split_ascii_whitespace().next()?.parse().ok()

@@ -6,19 +6,33 @@ use model::TrafficCounters;
 
 use super::accounts::{Accounts, Port};
 
-/// What is told of traffic: the end of the metric's name, what it is, the label beyond the others and the count.
-const MEASURES: [(&str, &str, &[(&str, fn(&TrafficCounters) -> u64)]); 3] = [
-    ("connections_total", "Connections that IPVS has scheduled", &[("", |traffic| traffic.connections)]),
-    (
-        "packets_total",
-        "Packets from clients (in) and to them (out; only masquerading sees those)",
-        &[(",direction=\"in\"", |traffic| traffic.packets_in), (",direction=\"out\"", |traffic| traffic.packets_out)],
-    ),
-    (
-        "bytes_total",
-        "Bytes from clients (in) and to them (out; only masquerading sees those)",
-        &[(",direction=\"in\"", |traffic| traffic.bytes_in), (",direction=\"out\"", |traffic| traffic.bytes_out)],
-    ),
+/// Something that is counted of traffic.
+struct Measure {
+    /// The end of the metric's name.
+    name: &'static str,
+    help: &'static str,
+    /// The label beyond those of all, with a comma before it, and the count; several where it has several values.
+    counts: &'static [(&'static str, Count)],
+}
+
+type Count = fn(&TrafficCounters) -> u64;
+
+const MEASURES: [Measure; 3] = [
+    Measure {
+        name: "connections_total",
+        help: "Connections that IPVS has scheduled",
+        counts: &[("", |traffic| traffic.connections)],
+    },
+    Measure {
+        name: "packets_total",
+        help: "Packets from clients (in) and to them (out; only masquerading sees those)",
+        counts: &[(",direction=\"in\"", |traffic| traffic.packets_in), (",direction=\"out\"", |traffic| traffic.packets_out)],
+    },
+    Measure {
+        name: "bytes_total",
+        help: "Bytes from clients (in) and to them (out; only masquerading sees those)",
+        counts: &[(",direction=\"in\"", |traffic| traffic.bytes_in), (",direction=\"out\"", |traffic| traffic.bytes_out)],
+    },
 ];
 
 /// All of it.
@@ -30,11 +44,11 @@ pub(super) fn written(accounts: &Accounts) -> Vec<u8> {
 }
 
 fn write(out: &mut String, accounts: &Accounts) -> fmt::Result {
-    for (name, help, parts) in MEASURES {
+    for Measure { name, help, counts } in MEASURES {
         let name = format!("kube_ipvs_service_{name}");
         head(out, &name, &format!("{help}, by port of a Service."), "counter")?;
         for (port, traffic) in accounts.ports() {
-            for (label, count) in parts {
+            for (label, count) in counts {
                 writeln!(out, "{name}{{{}{label}}} {}", Labels(port), count(traffic))?;
             }
         }
@@ -42,11 +56,11 @@ fn write(out: &mut String, accounts: &Accounts) -> fmt::Result {
     if !accounts.keeps_real_servers() {
         return Ok(());
     }
-    for (name, help, parts) in MEASURES {
+    for Measure { name, help, counts } in MEASURES {
         let name = format!("kube_ipvs_real_server_{name}");
         head(out, &name, &format!("{help}, by real server of a Service's port."), "counter")?;
         for ((port, real), account) in accounts.real_servers() {
-            for (label, count) in parts {
+            for (label, count) in counts {
                 writeln!(out, "{name}{{{},real_server=\"{real}\"{label}}} {}", Labels(port), count(&account.traffic))?;
             }
         }

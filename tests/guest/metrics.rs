@@ -19,9 +19,9 @@ fn value(metrics: &str, name: &str, labels: &str) -> Result<f64> {
     let series = metrics.lines().filter_map(|line| {
         let (series, value) = line.rsplit_once(' ')?;
         let (found, of) = series.split_once('{').unwrap_or((series, ""));
-        (found == name && of.contains(labels)).then(|| value.parse::<f64>())
+        (found == name && of.contains(labels)).then(|| value.parse::<f64>().context("no number"))
     });
-    let series = series.collect::<Result<Vec<_>, _>>()?;
+    let series = series.collect::<Result<Vec<f64>>>()?;
     ensure!(!series.is_empty(), "there is no {name}{{{labels}}} in:\n{metrics}");
     Ok(series.iter().sum())
 }

@@ -162,11 +162,19 @@ impl Index {
         }
     }
 
-    /// Takes in an EndpointSlice that is new or was changed. Returns whether that makes a difference to its Service.
+    /// Takes in an EndpointSlice that is new or was changed.
     ///
     /// # Errors
     /// When the object has no name to know it by.
-    pub fn apply_slice(&mut self, object: &EndpointSlice) -> Result<bool, Problem> {
+    pub fn apply_slice(&mut self, object: &EndpointSlice) -> Result<(), Problem> {
+        self.apply_slice_and_tell(object).map(|_| ())
+    }
+
+    /// The same; returns whether that makes a difference to its Service.
+    ///
+    /// # Errors
+    /// As [`Self::apply_slice`].
+    pub fn apply_slice_and_tell(&mut self, object: &EndpointSlice) -> Result<bool, Problem> {
         let name = SliceName::of(ENDPOINT_SLICE, &object.metadata)?;
         let slice = Slice::service(object)
             .and_then(|service| Some((service, Slice::parse(&name, object, &self.config.node_name, &mut self.names)?)));

@@ -35,7 +35,8 @@ fn kubectl(directory: &Path) -> Result<PathBuf> {
 
 /// `"minor": "32"`, or `"20+"` where somebody has added to it.
 fn minor_version(version: &serde_json::Value) -> Option<u32> {
-    version["clientVersion"]["minor"].as_str()?.trim_end_matches(|character: char| !character.is_ascii_digit()).parse().ok()
+    let minor = version.pointer("/clientVersion/minor")?.as_str()?;
+    minor.trim_end_matches(|character: char| !character.is_ascii_digit()).parse().ok()
 }
 
 fn promtool(directory: &Path) -> Result<PathBuf> {
