@@ -101,21 +101,66 @@ pub(crate) fn of_port<'a>(
     candidates
 }
 
+/// Why an endpoint takes connections from this node, or does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is ready, and for this node.
+    Chosen,
+    /// It serves while it terminates, because there is no ready one (KEP-1669).
+    LastResort,
+    /// It is neither ready nor terminating.
+    NotReady,
+    /// It is terminating, and others are ready or it does not serve any more.
+    Terminating,
+    /// It is on another node, and the traffic policy is `Local`.
+    OnOtherNode,
+    /// Its hints name nodes, and not this one.
+    ForOtherNodes,
+    /// Its hints name zones, and not this node's.
+    ForOtherZones,
+}
+
+/// How endpoints are chosen: what is known of all of them that matters for each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Choice {
+    mode: Mode,
+    /// Whether any endpoint that is for this node is ready.
+    has_ready: bool,
+}
+
+impl Choice {
+    pub(crate) fn of(candidates: &BTreeMap<RealServerKey, Candidate>, reach: Reach) -> Self {
+        let mode = match reach {
+            Reach::Cluster => Mode::of(candidates),
+            Reach::Node => Mode::OnNode,
+        };
+        Self { mode, has_ready: candidates.values().any(|candidate| candidate.ready && mode.takes(candidate)) }
+    }
+
+    pub(crate) fn verdict(self, candidate: &Candidate) -> Verdict {
+        let Candidate { ready, serving, terminating, local, .. } = *candidate;
+        let is_elsewhere = self.mode == Mode::OnNode && !local;
+        match (ready, terminating) {
+            (true, _) if self.mode.takes(candidate) => Verdict::Chosen,
+            (true, _) => match self.mode {
+                Mode::SameNode => Verdict::ForOtherNodes,
+                Mode::SameZone => Verdict::ForOtherZones,
+                Mode::Everywhere | Mode::OnNode => Verdict::OnOtherNode,
+            },
+            (false, true) if serving && !self.has_ready && !is_elsewhere => Verdict::LastResort,
+            (false, true) if serving && !self.has_ready => Verdict::OnOtherNode,
+            (false, true) => Verdict::Terminating,
+            (false, false) => Verdict::NotReady,
+        }
+    }
+}
+
 /// The ones among `candidates` that take connections: the ready ones or, so that the last pods of a rollout still answer, those
 /// that are serving while they terminate (KEP-1669).
 pub(crate) fn select(candidates: &BTreeMap<RealServerKey, Candidate>, reach: Reach) -> Vec<RealServerKey> {
-    let mode = match reach {
-        Reach::Cluster => Mode::of(candidates),
-        Reach::Node => Mode::OnNode,
-    };
-    let keys = |wanted: &dyn Fn(&Candidate) -> bool| -> Vec<_> {
-        candidates.iter().filter(|(_, candidate)| wanted(candidate)).map(|(key, _)| *key).collect()
-    };
-    let ready = keys(&|candidate| candidate.ready && mode.takes(candidate));
-    if !ready.is_empty() {
-        return ready;
-    }
-    keys(&|candidate| candidate.serving && candidate.terminating && (reach == Reach::Cluster || candidate.local))
+    let choice = Choice::of(candidates, reach);
+    let takes = |candidate: &Candidate| matches!(choice.verdict(candidate), Verdict::Chosen | Verdict::LastResort);
+    candidates.iter().filter(|(_, candidate)| takes(candidate)).map(|(key, _)| *key).collect()
 }
 
 /// Which hints are followed. Hints are all or nothing: one ready endpoint without a hint means that who writes them is not done.

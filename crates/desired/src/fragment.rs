@@ -236,7 +236,8 @@ impl Surroundings<'_> {
 
 impl FrontendKind {
     /// The field that makes it one.
-    pub(crate) const fn field(self) -> &'static str {
+    #[must_use]
+    pub const fn field(self) -> &'static str {
         match self {
             Self::ClusterIp => "spec.clusterIPs",
             Self::ExternalIp => "spec.externalIPs",

@@ -360,6 +360,12 @@ impl Index {
         Some(Fragment::build(name, service, &slices, around, problems))
     }
 
+    /// The Service called `name`, with its slices.
+    pub(crate) fn known_of(&self, name: &ServiceName) -> Option<(&Service, Vec<&Slice>)> {
+        let entry = self.entries.get(name)?;
+        Some((entry.service.as_ref()?, entry.slices.iter().map(|(_, slice)| slice).collect()))
+    }
+
     /// When the Service called `name` is to be served, relative to others.
     #[must_use]
     pub fn priority(&self, name: &ServiceName) -> Priority {

@@ -320,6 +320,24 @@ impl Ledger {
         self.fragments.iter()
     }
 
+    /// Who asks for each member of a set. This walks all Services: it is for people who want to know why, and for no change.
+    #[must_use]
+    pub fn askers(&self) -> BTreeMap<(Set, Member), BTreeSet<&ServiceName>> {
+        let mut askers: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for (name, fragment) in &self.fragments {
+            for frontend in fragment.frontends().iter().filter(|frontend| self.owner_name(&frontend.key()) == Some(name)) {
+                let marked = self.marks.of(&frontend.key()).map(|mark| frontend.marked(mark));
+                for member in fragment.members_of(frontend).into_iter().chain(marked) {
+                    askers.entry(member).or_default().insert(name);
+                }
+            }
+            for member in fragment.local_members() {
+                askers.entry(member).or_default().insert(name);
+            }
+        }
+        askers
+    }
+
     /// The keys that more than one Service claims, and who has them.
     pub fn conflicts(&self) -> impl Iterator<Item = Conflict> {
         self.waiting.iter().filter_map(|(key, waiting)| {

@@ -42,6 +42,7 @@ mod annotation;
 mod config;
 mod drain_timeout;
 mod duration;
+mod endpoint_view;
 mod endpoints;
 mod facts;
 mod fragment;
@@ -64,6 +65,8 @@ pub use config::{
     Config, DetectLocal, InterfaceName, InvalidInterfaceName, MarkBit, Masquerade, NodePortAddresses, OccupiedNodePorts,
 };
 pub use duration::parse_duration;
+pub use endpoint_view::{Callers, EndpointView};
+pub use endpoints::Verdict;
 pub use facts::{InterfaceAddress, NodeFacts};
 pub use fragment::{Fragment, Frontend, FrontendKind, HealthCheck, Parting, Standing, TrafficPolicy};
 pub use index::{Index, Kind, Priority};

@@ -28,6 +28,14 @@ impl Conntrack {
         [&mut self.socket]
     }
 
+    /// The flows of `family` and `protocol` for which `wanted` holds.
+    ///
+    /// # Errors
+    /// When they cannot be listed in full, which a kernel without this interface cannot at all (`is_missing_module`).
+    pub fn flows(&mut self, family: Family, protocol: Protocol, wanted: impl Fn(&Flow) -> bool) -> Result<Vec<Flow>, Error> {
+        Ok(self.entries(family, protocol, wanted)?.into_iter().map(|entry| entry.flow).collect())
+    }
+
     /// Has the kernel forget the UDP flows of `family` for which `stale` holds, and returns how many there were. The next packet of such
     /// a flow begins it anew.
     ///
@@ -35,27 +43,7 @@ impl Conntrack {
     /// When the flows cannot be listed in full, which a kernel without this interface cannot at all (`is_missing_module`); then nothing is
     /// removed. Or when one could not be removed; then the others are.
     pub fn flush_udp(&mut self, family: Family, stale: impl Fn(&Flow) -> bool) -> Result<usize, Error> {
-        let entries = self.socket.dump(
-            "listing flows",
-            |batch, seq| get_entries(batch, seq, family, Protocol::Udp),
-            |entries: &mut Vec<Entry>, _, payload| {
-                let entry = parse_entry(payload)?.known();
-                // Kernels before 5.8 list every protocol.
-                entries.extend(entry.filter(|entry| entry.flow.protocol == Protocol::Udp && stale(&entry.flow)));
-                Ok(())
-            },
-        );
-        let entries = match entries {
-            Ok(entries) => entries,
-            // What nfnetlink answers when it has no such subsystem.
-            Err(error) if error.errno() == Some(EINVAL) => {
-                return Err(Error::missing_feature(
-                    "connection tracking",
-                    "this kernel cannot list it: load the module with `modprobe nf_conntrack_netlink`, or install a kernel built with CONFIG_NF_CT_NETLINK",
-                ));
-            }
-            Err(error) => return Err(error),
-        };
+        let entries = self.entries(family, Protocol::Udp, stale)?;
         let mut pipeline = Pipeline::new(&mut self.socket, refused);
         for entry in &entries {
             pipeline.push((), |batch, seq| delete_entry(batch, seq, entry));
@@ -74,6 +62,27 @@ impl Conntrack {
             }
         }
         failed.map_or(Ok(removed), Err)
+    }
+
+    fn entries(&mut self, family: Family, protocol: Protocol, wanted: impl Fn(&Flow) -> bool) -> Result<Vec<Entry>, Error> {
+        let entries = self.socket.dump(
+            "listing flows",
+            |batch, seq| get_entries(batch, seq, family, protocol),
+            |entries: &mut Vec<Entry>, _, payload| {
+                let entry = parse_entry(payload)?.known();
+                // Kernels before 5.8 list every protocol.
+                entries.extend(entry.filter(|entry| entry.flow.protocol == protocol && wanted(&entry.flow)));
+                Ok(())
+            },
+        );
+        match entries {
+            // What nfnetlink answers when it has no such subsystem.
+            Err(error) if error.errno() == Some(EINVAL) => Err(Error::missing_feature(
+                "connection tracking",
+                "this kernel cannot list it: load the module with `modprobe nf_conntrack_netlink`, or install a kernel built with CONFIG_NF_CT_NETLINK",
+            )),
+            entries => entries,
+        }
     }
 }
 

@@ -67,6 +67,17 @@ impl Leftovers {
         self.rules.is_empty() && self.sets.is_empty()
     }
 
+    /// What removes its packet rules: where, and as what input for the program that restores them.
+    pub fn rules(&self) -> impl Iterator<Item = (Flavour, Family, &str)> {
+        self.rules.iter().map(|(flavour, family, removal)| (*flavour, *family, removal.as_str()))
+    }
+
+    /// The names of the sets that only its packet rules ask.
+    #[must_use]
+    pub fn sets(&self) -> &[&'static str] {
+        &self.sets
+    }
+
     /// Those of the virtual servers in `observed` that serve a node port of kube-proxy, which it lists by their ports alone.
     pub fn node_ports<'a>(&'a self, observed: &'a State) -> impl Iterator<Item = VirtualServerKey> + 'a {
         observed.virtual_servers.keys().copied().filter(|key| match *key {

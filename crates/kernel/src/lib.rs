@@ -42,7 +42,7 @@ mod vips;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{Family, Flow, RealServerCounters, RealServerKey, Scheduler, State, VirtualServerKey};
+use model::{Family, Flow, Protocol, RealServerCounters, RealServerKey, Scheduler, State, VirtualServerKey};
 
 pub use connections::HalfClosed;
 pub use conntrack::Conntrack;
@@ -53,16 +53,16 @@ pub use kube_proxy::{Leftovers, Mode};
 pub use meter::Meter;
 pub use monitor::{Monitor, Notice};
 pub use observe::Part;
-pub use preflight::{known_families, supported_families};
+pub use preflight::{Capability, known_families, supported_families};
 pub use removals::Removals;
 pub use report::{Failure, Report};
-pub use rules::Flavour;
+pub use rules::{Flavour, Inventory};
 pub use socket::Interference;
 pub use vips::Vips;
 pub use wire::ipvs::Timeouts;
+pub use wire::rtnl::Link;
 
 use ipvs::Ipvs;
-use preflight::Capability;
 
 /// The kernel of this network namespace: its IPVS table, ipsets, VIPs, packet rules and flows.
 pub struct Kernel {
@@ -112,12 +112,24 @@ impl Kernel {
     /// # Errors
     /// When packet rules cannot be read, or not be installed at all.
     pub fn has_random_fully(&self) -> Result<bool, Error> {
+        self.random_fully_or(Flavour::probe_random_fully)
+    }
+
+    /// The same, without trying anything: where there are no rules of ours, what the program says of itself has to do.
+    ///
+    /// # Errors
+    /// When packet rules cannot be read, or a program does not say anything.
+    pub fn claims_random_fully(&self) -> Result<bool, Error> {
+        self.random_fully_or(Flavour::claims_random_fully)
+    }
+
+    fn random_fully_or(&self, otherwise: impl Fn(Flavour, Family) -> Result<bool, Error>) -> Result<bool, Error> {
         for family in &self.families {
             let installed = self.flavour.observe(*family)?;
             let mut masquerade = installed.chains.values().flatten().filter(|rule| rule.contains("-j MASQUERADE")).peekable();
             let supported = match masquerade.peek() {
                 Some(_) => masquerade.any(|rule| rule.contains("--random-fully")),
-                None => self.flavour.probe_random_fully(*family)?,
+                None => otherwise(self.flavour, *family)?,
             };
             if !supported {
                 return Ok(false);
@@ -139,6 +151,16 @@ impl Kernel {
     /// # Errors
     /// When the time-outs cannot be read, or the kernel refuses.
     pub fn keep_timeouts(&mut self, desired: Timeouts) -> Result<Option<Timeouts>, Error> {
+        let Some((held, chosen)) = self.differing_timeouts(desired)? else { return Ok(None) };
+        self.ipvs.set_timeouts(chosen)?;
+        Ok(Some(held))
+    }
+
+    /// What the kernel has, and what it is to have, where it does not keep idle connections as `desired` says.
+    ///
+    /// # Errors
+    /// When the time-outs cannot be read.
+    pub fn differing_timeouts(&mut self, desired: Timeouts) -> Result<Option<(Timeouts, Timeouts)>, Error> {
         let held = self.ipvs.timeouts()?;
         // A kernel without one of the protocols has 0 for it, whatever it is given.
         let choose = |desired: u32, held: u32| if desired == 0 || held == 0 { held } else { desired };
@@ -147,11 +169,7 @@ impl Kernel {
             tcp_fin: choose(desired.tcp_fin, held.tcp_fin),
             udp: choose(desired.udp, held.udp),
         };
-        if chosen == held {
-            return Ok(None);
-        }
-        self.ipvs.set_timeouts(chosen)?;
-        Ok(Some(held))
+        Ok((chosen != held).then_some((held, chosen)))
     }
 
     /// The connections of each real server of the virtual server `key`. There are none when there is no such virtual server.
@@ -169,6 +187,14 @@ impl Kernel {
     /// When they cannot be read in full.
     pub fn half_closed(&self) -> Result<HalfClosed, Error> {
         connections::half_closed()
+    }
+
+    /// The flows of `family` and `protocol` for which `wanted` holds.
+    ///
+    /// # Errors
+    /// As [`Conntrack::flows`].
+    pub fn flows(&mut self, family: Family, protocol: Protocol, wanted: impl Fn(&Flow) -> bool) -> Result<Vec<Flow>, Error> {
+        self.conntrack.flows(family, protocol, wanted)
     }
 
     /// Has the kernel forget the UDP flows of `family` for which `stale` holds, and returns how many there were.

@@ -9,8 +9,8 @@ use model::Family;
 use crate::Error;
 
 /// A capability that something here does not work without.
-#[derive(Clone, Copy)]
-pub(crate) enum Capability {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capability {
     /// `CAP_NET_ADMIN`: to change the network.
     NetAdmin,
     /// `CAP_NET_RAW`: iptables asks the kernel about tables and sets through a raw socket.
@@ -18,7 +18,12 @@ pub(crate) enum Capability {
 }
 
 impl Capability {
-    const fn name(self) -> &'static str {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::NetAdmin, Self::NetRaw];
+
+    /// Its name, without `CAP_`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
             Self::NetAdmin => "NET_ADMIN",
             Self::NetRaw => "NET_RAW",
@@ -33,8 +38,11 @@ impl Capability {
         }
     }
 
-    /// Fails when the process does not have it.
-    pub(crate) fn check(self) -> Result<(), Error> {
+    /// Whether the process has it.
+    ///
+    /// # Errors
+    /// When it does not; the error says what to do.
+    pub fn check(self) -> Result<(), Error> {
         let name = self.name();
         match fs::read_to_string("/proc/self/status").ok().as_deref().and_then(effective_capabilities) {
             Some(effective) if effective >> self.bit() & 1 == 0 => Err(Error::denied(

@@ -5,9 +5,14 @@
 
 pub(crate) mod kube_proxy;
 mod text;
+mod tools;
+
+use std::fmt;
 
 use model::{Family, Rules};
 use plan::RulesChange;
+
+pub use tools::Inventory;
 
 use crate::Error;
 use crate::program::run;
@@ -68,6 +73,12 @@ impl Flavour {
             (Family::V6, Self::Legacy, Verb::Restore) => "ip6tables-legacy-restore",
             (Family::V6, Self::Default, Verb::Save) => "ip6tables-save",
             (Family::V6, Self::Default, Verb::Restore) => "ip6tables-restore",
+            (Family::V4, Self::Nft, Verb::Help) => "iptables-nft",
+            (Family::V4, Self::Legacy, Verb::Help) => "iptables-legacy",
+            (Family::V4, Self::Default, Verb::Help) => "iptables",
+            (Family::V6, Self::Nft, Verb::Help) => "ip6tables-nft",
+            (Family::V6, Self::Legacy, Verb::Help) => "ip6tables-legacy",
+            (Family::V6, Self::Default, Verb::Help) => "ip6tables",
         }
     }
 
@@ -92,6 +103,14 @@ impl Flavour {
         Ok(text::input_drops(&self.save(family)?))
     }
 
+    /// How many rules of `family` there are, and whose.
+    ///
+    /// # Errors
+    /// When the program is not there or fails.
+    pub fn inventory(self, family: Family) -> Result<Inventory, Error> {
+        Ok(tools::inventory(&self.save(family)?))
+    }
+
     /// Carries `change` out. All of a table's changes take effect at once.
     ///
     /// # Errors
@@ -100,9 +119,29 @@ impl Flavour {
         self.restore(family, &text::render_change(change))
     }
 
+    /// The program that changes packet rules of `family`. It is to be given `--noflush`, and on its standard input what is to be done.
+    #[must_use]
+    pub const fn restoring_program(self, family: Family) -> &'static str {
+        self.program(family, Verb::Restore)
+    }
+
+    /// What [`Self::apply`] gives that program.
+    #[must_use]
+    pub fn restoring_input(change: &RulesChange) -> String {
+        text::render_change(change)
+    }
+
     /// Carries out what `input` says, in the language of `iptables-restore`.
     pub(crate) fn restore(self, family: Family, input: &str) -> Result<(), Error> {
         run(self.program(family, Verb::Restore), &["--noflush", "-w", LOCK_WAIT], Some(input)).map(|_| ())
+    }
+
+    /// Whether the program says that its MASQUERADE takes `--random-fully`. No table is opened for that, which in the legacy flavour would make it.
+    ///
+    /// # Errors
+    /// When the program is not there or fails.
+    pub fn claims_random_fully(self, family: Family) -> Result<bool, Error> {
+        Ok(run(self.program(family, Verb::Help), &["-j", "MASQUERADE", "--help"], None)?.contains("--random-fully"))
     }
 
     /// Whether MASQUERADE takes `--random-fully` here: tried in a chain of its own that nothing jumps to, and that is gone afterwards.
@@ -118,10 +157,22 @@ impl Flavour {
     }
 }
 
+impl fmt::Display for Flavour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Nft => "iptables-nft",
+            Self::Legacy => "iptables-legacy",
+            Self::Default => "iptables",
+        })
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Verb {
     Save,
     Restore,
+    /// To say what there is to say of itself.
+    Help,
 }
 
 fn choose(nft: &str, legacy: &str) -> Flavour {

@@ -100,6 +100,13 @@ impl Sysctl {
         self.ensure_below(Path::new("/proc/sys"))
     }
 
+    /// Whether anybody may set it: some belong to the host, and can only be read in another network namespace.
+    #[must_use]
+    pub fn is_settable(&self) -> bool {
+        let path = self.path(Path::new("/proc/sys"));
+        fs::metadata(path).is_ok_and(|metadata| !metadata.permissions().readonly())
+    }
+
     /// Looks whether it has the value.
     #[must_use]
     pub fn check(&self) -> Outcome {

@@ -82,16 +82,22 @@ impl Vips {
     /// # Errors
     /// When they cannot be read in full.
     pub fn interfaces(&mut self) -> Result<Vec<(String, IpAddr)>, Error> {
-        let names: BTreeMap<u32, String> =
-            self.socket.dump("listing links", rtnl::get_links, |names: &mut BTreeMap<u32, String>, _, payload| {
-                let link = rtnl::parse_link(payload)?;
-                names.insert(link.index, link.name);
-                Ok(())
-            })?;
+        let names: BTreeMap<u32, String> = self.links()?.into_iter().map(|link| (link.index, link.name)).collect();
         let addresses = self.addresses(None)?;
         // An address whose link went in between has gone with it.
         let named = |address: &Address| Some((names.get(&address.link)?.clone(), address.address));
         Ok(addresses.iter().filter(|address| address.is_usable()).filter_map(named).collect())
+    }
+
+    /// All interfaces.
+    ///
+    /// # Errors
+    /// When they cannot be read in full.
+    pub fn links(&mut self) -> Result<Vec<Link>, Error> {
+        self.socket.dump("listing links", rtnl::get_links, |links: &mut Vec<Link>, _, payload| {
+            links.push(rtnl::parse_link(payload)?);
+            Ok(())
+        })
     }
 
     /// The gateways of default routes, of both families. Routes that a rule leads to in other tables are not looked at.

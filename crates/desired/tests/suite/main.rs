@@ -16,3 +16,4 @@ mod selection;
 mod serving;
 mod snapshots;
 mod support;
+mod why;

@@ -8,6 +8,7 @@ use crate::{Batch, Malformed, Writer};
 use super::{RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK};
 
 const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 
@@ -31,6 +32,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// The flags (`IFF_`).
     pub flags: u32,
+    /// The largest packet it takes, in bytes.
+    pub mtu: Option<u32>,
 }
 
 impl Link {
@@ -113,11 +116,12 @@ pub fn parse_link(payload: &[u8]) -> Result<Link, Malformed> {
     let (index, rest) = split_header(rest, OWNER)?;
     let (flags, rest) = split_header(rest, OWNER)?;
     let (_, attributes) = split_header::<4>(rest, OWNER)?;
-    let (mut name, mut kind) = (None, None);
+    let (mut name, mut kind, mut mtu) = (None, None, None);
     for attribute in Attributes::new(attributes, OWNER) {
         let attribute = attribute?;
         match attribute.kind {
             IFLA_IFNAME => name = Some(attribute.text()?),
+            IFLA_MTU => mtu = Some(attribute.u32()?),
             IFLA_LINKINFO => {
                 for attribute in attribute.nested("a link's kind") {
                     let attribute = attribute?;
@@ -130,5 +134,5 @@ pub fn parse_link(payload: &[u8]) -> Result<Link, Malformed> {
         }
     }
     let name = required(name, OWNER, "a name")?.to_owned();
-    Ok(Link { index: u32::from_ne_bytes(index), name, kind, flags: u32::from_ne_bytes(flags) })
+    Ok(Link { index: u32::from_ne_bytes(index), name, kind, flags: u32::from_ne_bytes(flags), mtu })
 }
