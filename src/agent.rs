@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
-use desired::{Config, Fragment, Index, NodeFacts, Priority, RuleOptions, ServiceName, rules};
+use desired::{Config, Fragment, Index, NodeFacts, Priority, RuleOptions, ServiceName};
 use model::Scheduler;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
@@ -22,7 +22,7 @@ use crate::node::Network;
 use crate::register::{Origin, Register, Subject};
 use crate::relay::Relays;
 use crate::saved::{Keeper, Kept};
-use crate::source::{Event, Kind, Object, decoding};
+use crate::source::{Event, Kind, Object, decoding, indexing};
 
 /// Follows the sources until told to stop.
 pub(crate) struct Agent {
@@ -133,9 +133,12 @@ impl Agent {
     /// replace it.
     pub(crate) fn remembering(mut self, mut memory: Memory) -> Self {
         if let Some(kept) = &mut memory.kept {
-            Kind::ALL.into_iter().for_each(|kind| self.index.begin_listing(index_kind(kind)));
-            kept.objects.drain(..).for_each(|object| self.apply(&object));
-            Kind::ALL.into_iter().for_each(|kind| self.index.end_listing(index_kind(kind)));
+            let objects = std::mem::take(&mut kept.objects);
+            let begun = Kind::ALL.into_iter().map(Event::Listing);
+            let ended = Kind::ALL.into_iter().map(Event::Listed);
+            for event in begun.chain(objects.into_iter().map(Event::Applied)).chain(ended) {
+                self.apply(&event);
+            }
         }
         self.memory = Some(memory);
         self
@@ -212,28 +215,14 @@ impl Agent {
     }
 
     fn take(&mut self, event: Event) {
+        self.apply(&event);
         match &event {
-            Event::Listing(kind) => self.index.begin_listing(index_kind(*kind)),
+            Event::Listing(_) => {}
+            Event::Applied(object) | Event::Deleted(object) => self.count(object),
             Event::Listed(kind) => {
-                self.index.end_listing(index_kind(*kind));
                 self.metrics.source_synced.with_label_values(&[kind.resource()]).set(1);
                 if self.listed.insert(*kind) {
                     info!(kind = kind.resource(), "listed");
-                }
-            }
-            Event::Applied(object) => {
-                self.count(object);
-                self.apply(object);
-            }
-            Event::Deleted(object) => {
-                self.count(object);
-                match object {
-                    Object::Service(service) => self.index.delete_service(&service.metadata),
-                    Object::EndpointSlice(slice) => {
-                        self.index.delete_slice(&slice.metadata);
-                        self.changes.forget_triggers(slice);
-                    }
-                    Object::Node(node) => self.index.delete_node(&node.metadata),
                 }
             }
             Event::Trouble { kind, message } => {
@@ -264,25 +253,19 @@ impl Agent {
         }
     }
 
-    fn apply(&mut self, object: &Object) {
-        let applied = match object {
-            Object::Service(service) => self.index.apply_service(service),
-            Object::EndpointSlice(slice) => self.index.apply_slice_and_tell(slice).map(|changed| {
-                if changed {
-                    self.changes.note_trigger(slice, self.started);
-                }
-            }),
-            Object::Node(node) => {
-                if node.metadata.name.as_deref() == Some(&*self.index.config().node_name) {
-                    let eligibility = Eligibility::of(node);
-                    self.eligibility.send_if_modified(|known| std::mem::replace(known, eligibility.clone()) != eligibility);
-                }
-                self.index.apply_node(node);
-                Ok(())
-            }
-        };
-        if let Err(problem) = applied {
-            warn!(%problem, "an object is left out");
+    fn apply(&mut self, event: &Event) {
+        if let Event::Applied(Object::Node(node)) = event
+            && node.metadata.name.as_deref() == Some(&*self.index.config().node_name)
+        {
+            let eligibility = Eligibility::of(node);
+            self.eligibility.send_if_modified(|known| std::mem::replace(known, eligibility.clone()) != eligibility);
+        }
+        let taken = indexing::take(&mut self.index, event);
+        match (event, taken) {
+            (Event::Applied(Object::EndpointSlice(slice)), Ok(true)) => self.changes.note_trigger(slice, self.started),
+            (Event::Deleted(Object::EndpointSlice(slice)), _) => self.changes.forget_triggers(slice),
+            (_, Ok(_)) => {}
+            (_, Err(problem)) => warn!(%problem, "an object is left out"),
         }
     }
 
@@ -391,10 +374,7 @@ impl Agent {
         if self.node.as_ref().is_some_and(|(known, _)| known == facts) {
             return None;
         }
-        let settings = NodeSettings {
-            rules: config.families.iter().map(|family| (*family, rules(*family, config, facts, self.options))).collect(),
-            sources: config.families.iter().filter_map(|family| Some((*family, facts.source(*family)?))).collect(),
-        };
+        let settings = NodeSettings::of(&self.index, self.options);
         if self.node.is_none() {
             for family in config.families.iter().filter(|family| !settings.sources.contains_key(family)) {
                 warn!(%family, "no address of the Node object is on an interface of this node; it serves no node ports on its primary address");
@@ -409,14 +389,6 @@ impl Agent {
         for ((service, origin), problems) in found {
             self.register.set(Subject::Service(service), origin, &problems);
         }
-    }
-}
-
-const fn index_kind(kind: Kind) -> desired::Kind {
-    match kind {
-        Kind::Service => desired::Kind::Service,
-        Kind::EndpointSlice => desired::Kind::EndpointSlice,
-        Kind::Node => desired::Kind::Node,
     }
 }
 

@@ -12,6 +12,7 @@ use model::Scheduler;
 use crate::exit::Exit;
 use crate::settings::KubeProxy;
 use crate::source::api::Endpoint;
+use crate::{check, explain, plan_command};
 
 /// Programs the Linux IPVS load balancer from Kubernetes Services.
 #[derive(Debug, Parser)]
@@ -26,10 +27,21 @@ pub(crate) enum Command {
     /// Keep this node's IPVS table as the Services say, until stopped
     Run(Box<Run>),
     /// Print the configuration that `run` would have with the same flags, and where each value comes from
+    #[command(after_help = "Examples:
+  kube-ipvs config --config /var/lib/kube-proxy/config.conf
+  kube-ipvs config --cluster-cidr 10.244.0.0/16 --scheduler mh")]
     Config(Box<Run>),
     /// Print the kernel's IPVS table, with the Service behind each virtual server
     Status(Status),
+    /// Print what `run` would change in the kernel and which Service asks for it; changes nothing
+    Plan(Box<plan_command::Arguments>),
+    /// Say in words what becomes of connections to an address or a Service on this node; changes nothing
+    Explain(Box<explain::Arguments>),
+    /// Look whether this node has what `run` needs and all is as it should be, with the remedy for what is not; changes nothing
+    Check(Box<check::Arguments>),
     /// Load kernel modules and set sysctls, which `run` can do without where this has been done: the one part that takes a privileged container. Takes the flags of `run`, and its --config
+    #[command(after_help = "Examples:
+  kube-ipvs init                     # in an init container that is privileged, or on the host at boot")]
     Init(Box<Run>),
     /// Remove what an agent has put on this node, and nothing else
     Cleanup(Cleanup),
@@ -466,7 +478,7 @@ pub(crate) enum Output {
 }
 
 /// A path, or the empty one: clap's own parser takes an empty value for a missing one.
-fn path_or_none(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+pub(crate) fn path_or_none(text: &str) -> Result<PathBuf, std::convert::Infallible> {
     Ok(PathBuf::from(text))
 }
 

@@ -7,15 +7,17 @@ use std::process::ExitCode;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Something failed that none of the other codes names.
-    Failure = 1,
+    Failure,
     /// A flag, file or kubeconfig says something that cannot be. clap's own usage errors end with this code too.
-    Usage = 2,
+    Usage,
     /// The kernel or the node lacks something: IPVS, ipset, iptables.
-    MissingFeature = 3,
+    MissingFeature,
     /// The process lacks a capability.
-    Denied = 4,
+    Denied,
     /// `run --once` left objects out that the kernel or the packet rules refused, or that could not be read.
-    Incomplete = 5,
+    Incomplete,
+    /// `plan` found something to do, which is no failure.
+    Changes,
 }
 
 impl Exit {
@@ -24,15 +26,26 @@ impl Exit {
 Exit codes:
   0  done, or stopped by SIGTERM or SIGINT (by default the kernel keeps what it holds)
   1  failed
-  2  a flag, file or kubeconfig is invalid
+  2  a flag, file or kubeconfig is invalid; plan: there are changes, and what is invalid ends with 1
   3  the node lacks IPVS, ipset or iptables
   4  a capability is missing (CAP_NET_ADMIN, and but for status CAP_NET_RAW)
   5  run --once: some objects were refused or could not be read";
+
+    /// The code. `plan` uses 2 as other programs do that say by their code whether there is something to do.
+    pub(crate) const fn code(self) -> u8 {
+        match self {
+            Self::Failure => 1,
+            Self::Usage | Self::Changes => 2,
+            Self::MissingFeature => 3,
+            Self::Denied => 4,
+            Self::Incomplete => 5,
+        }
+    }
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+        Self::from(exit.code())
     }
 }
 
@@ -47,6 +60,14 @@ impl Ending {
     /// An error that says `sentence` and ends the process with `exit`.
     pub(crate) fn error(exit: Exit, sentence: impl Into<String>) -> anyhow::Error {
         anyhow::Error::new(Self { exit, sentence: sentence.into() })
+    }
+
+    /// The same error, in a command where the code for what is invalid has another meaning.
+    pub(crate) fn without_usage(error: anyhow::Error) -> anyhow::Error {
+        match Self::code_of(&error) {
+            Exit::Usage => Self::error(Exit::Failure, format!("{error:#}")),
+            _ => error,
+        }
     }
 
     /// The exit code that `error` asks for.

@@ -63,7 +63,11 @@ impl Sockets {
     }
 }
 
-fn read() -> io::Result<BTreeSet<Listener>> {
+/// What processes other than this one listen on now.
+///
+/// # Errors
+/// When a list of sockets, or of what this process has open, cannot be read.
+pub(crate) fn read() -> io::Result<BTreeSet<Listener>> {
     // What this process opens or closes while the files are read is its own nonetheless.
     let mut own = own_inodes()?;
     let mut sockets = Vec::new();

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use desired::{Fragment, ServiceName};
+use desired::{Fragment, Index, RuleOptions, ServiceName, rules};
 use kernel::Part;
 use model::{Family, Rules};
 use tokio::sync::oneshot;
@@ -58,6 +58,17 @@ pub(crate) struct NodeSettings {
     pub(crate) rules: BTreeMap<Family, Rules>,
     /// The addresses that the node's own connections to VIPs come from.
     pub(crate) sources: BTreeMap<Family, IpAddr>,
+}
+
+impl NodeSettings {
+    /// What follows from what is known of the node.
+    pub(crate) fn of(index: &Index, options: RuleOptions) -> Self {
+        let (config, facts) = (index.config(), index.facts());
+        Self {
+            rules: config.families.iter().map(|family| (*family, rules(*family, config, facts, options))).collect(),
+            sources: config.families.iter().filter_map(|family| Some((*family, facts.source(*family)?))).collect(),
+        }
+    }
 }
 
 impl Letter {

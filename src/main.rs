@@ -5,9 +5,11 @@
 //! done in `kernel`.
 
 mod agent;
+mod alignment;
 #[cfg(test)]
 mod captured;
 mod changes;
+mod check;
 mod cleanup;
 mod cli;
 mod disturbances;
@@ -15,6 +17,7 @@ mod drain;
 mod eligibility;
 mod events;
 mod exit;
+mod explain;
 mod freshness;
 mod health;
 mod health_check;
@@ -31,6 +34,7 @@ mod node_sysctls;
 mod pace;
 mod pages;
 mod patrol;
+mod plan_command;
 mod probes;
 mod reconciler;
 mod refusals;
@@ -45,29 +49,40 @@ mod settings;
 mod source;
 mod stale_flows;
 mod status;
+mod survey;
 mod sysctls;
 mod traffic;
 
 use std::env;
-use std::io::{self, Write};
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::FromArgMatches;
 
 use cli::{Cli, Command};
-use exit::Ending;
-use settings::Given;
+use exit::{Ending, Exit};
+use settings::{Effective, Given};
 
 fn main() -> ExitCode {
     let arguments = settings::arguments(env::args_os());
-    let matches = settings::command().get_matches_from(&arguments);
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let read = settings::command().try_get_matches_from(&arguments).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match read {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, &arguments),
+    };
+    let effective = |name: &str| Given::new(arguments.clone(), name).effective();
     let outcome = match cli.command {
         Command::Run(_) => run::start(&Given::new(arguments, "run")),
         Command::Config(_) => settings::show(&Given::new(arguments, "config")).map(|()| None),
         Command::Status(arguments) => status::run(&arguments).map(|()| None),
-        Command::Init(_) => Given::new(arguments, "init").effective().and_then(|effective| init::run(&effective.run)),
+        Command::Plan(asked) => {
+            effective("plan").map_err(Ending::without_usage).and_then(|effective| plan_command::run(&asked, &effective))
+        }
+        Command::Explain(asked) => effective("explain").and_then(|effective| explain::run(&asked, &effective)),
+        Command::Check(asked) => effective("check").and_then(|effective| check::run(&asked, &effective)),
+        Command::Init(_) => effective("init").and_then(|effective| init::run(&effective.run)),
         Command::Cleanup(arguments) => cleanup::run(&arguments).map(|()| None),
     };
     match outcome {
@@ -81,10 +96,31 @@ fn main() -> ExitCode {
     }
 }
 
+/// Prints what clap has to say, be it help or a complaint.
+fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
+    // Whoever asked may have gone.
+    let _ = error.print();
+    // The first argument is the command: there are no flags of the program itself that a command could follow.
+    let is_plan = arguments.get(1).is_some_and(|command| command == "plan");
+    match error.use_stderr() {
+        false => ExitCode::SUCCESS,
+        true if is_plan => Exit::Failure.into(),
+        true => Exit::Usage.into(),
+    }
+}
+
 /// Prints a line on standard output. That nobody reads it is no failure.
 fn print_line(line: &impl std::fmt::Display) -> anyhow::Result<()> {
     match writeln!(io::stdout(), "{line}") {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
         _ => Ok(()),
     }
+}
+
+/// For commands that print what they are asked for: on standard error what went wrong on the way, and nothing else.
+fn warn_on_stderr(effective: &Effective) {
+    let logs =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(io::stderr).with_target(false).without_time();
+    logs.with_ansi(io::stderr().is_terminal()).init();
+    effective.log();
 }

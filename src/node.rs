@@ -89,6 +89,14 @@ pub(crate) fn follow(mailbox: Mailbox) -> anyhow::Result<watch::Receiver<Network
     Ok(receiver)
 }
 
+/// Where the node is in its network now.
+///
+/// # Errors
+/// When its addresses cannot be read.
+pub(crate) fn network() -> anyhow::Result<Network> {
+    Monitor::open().and_then(|mut monitor| read(&mut monitor)).context("cannot read this node's addresses")
+}
+
 fn read(monitor: &mut Monitor) -> Result<Network, kernel::Error> {
     let mut addresses: Vec<_> =
         monitor.addresses()?.into_iter().map(|(interface, address)| InterfaceAddress::new(&interface, address)).collect();

@@ -10,17 +10,18 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use desired::{Config, Ledger, Parting, Standing};
+use desired::{Config, Ledger};
 use ipnetwork::IpNetwork;
 use kernel::sysctl::{self, Outcome, Sysctl};
 use kernel::{Failure, Kernel, Leftovers, Mode, Part, Report, Timeouts};
-use model::{Family, RealServerKey, Rules, Scheduler, Scope, Set, State, Via, Vip, VirtualServerKey};
+use model::{Family, Rules, Scheduler, Scope, Set, State, Via, Vip};
 use plan::{Order, Ownership, Plan, Step, plan};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
+use crate::alignment::{Known, Whole, taking_over};
 use crate::disturbances::Disturbances;
-use crate::drain::{Drains, Limits, Surroundings};
+use crate::drain::{Drains, Limits};
 use crate::health::{HEARTBEAT, Health};
 use crate::mailbox::{Fragments, Letter, Mailbox, NodeSettings};
 use crate::metrics::{Metrics, Pass, Phase};
@@ -31,6 +32,7 @@ use crate::register::Origin;
 use crate::schedulers::Schedulers;
 use crate::stale_flows::{self, StaleFlows};
 use crate::status::Names;
+use crate::survey::OTHER_MODE;
 use crate::sysctls;
 use crate::traffic::{Owned, Owners};
 
@@ -174,44 +176,6 @@ struct Predecessor {
     due: Instant,
     /// Whether it waits for rules that are gone to let go of the sets that they asked.
     waits: bool,
-}
-
-/// What is known of virtual servers that may be leaving.
-struct Known<'a> {
-    ledger: &'a Ledger,
-    /// What was observed of the whole node, and the networks in which nothing is removed; `None` for states that hold nothing but what was
-    /// desired once.
-    ours: Option<(&'a State, &'a [IpNetwork])>,
-    /// Whether everything that exists was known when the virtual servers were last brought in line.
-    complete: bool,
-}
-
-impl Surroundings for Known<'_> {
-    fn frontend(&self, key: &VirtualServerKey) -> Option<VirtualServerKey> {
-        self.ledger.frontend(key)
-    }
-
-    fn is_ours(&self, key: &VirtualServerKey) -> bool {
-        // Those on a VIP that is not theirs go with it at once.
-        let listed = |(observed, excluded)| Ownership::Listed { excluded }.covers(key, &State::default(), observed);
-        self.ours.is_none_or(listed)
-    }
-
-    fn is_taken(&self, frontend: &VirtualServerKey) -> bool {
-        self.ledger.is_taken(frontend)
-    }
-
-    fn were_desired(&self) -> bool {
-        self.complete
-    }
-
-    fn standing(&self, key: &VirtualServerKey, real: &RealServerKey) -> Option<Standing> {
-        self.ledger.standing(key, real.address)
-    }
-
-    fn parting(&self, key: &VirtualServerKey) -> Option<Parting<'_>> {
-        self.ledger.parting(key)
-    }
 }
 
 impl Reconciler {
@@ -492,15 +456,10 @@ impl Reconciler {
         };
         match found.mode() {
             Mode::None => {}
-            Mode::Iptables => warn!(
-                "kube-proxy in iptables mode has packet rules on this node, which may translate what is meant for IPVS; \
-                 stop it and run `kube-proxy --cleanup`"
-            ),
+            Mode::Iptables => warn!("{OTHER_MODE}"),
             Mode::Ipvs => {
                 info!("taking over from kube-proxy in IPVS mode");
-                let mut listed = observed.clone();
-                listed.own(found.node_ports(observed));
-                let plan = plan(&listed, observed, &Ownership::Scope);
+                let plan = taking_over(&found, observed);
                 let report = self.kernel.apply(&plan);
                 report.apply_to(&plan, observed);
                 match report.failures.first() {
@@ -685,15 +644,10 @@ impl Reconciler {
             self.refused.clear();
         }
         self.keep_timeouts(pass);
-        let mut desired = self.ledger.complete();
-        desired.rules.clone_from(&self.rules);
-        self.schedulers.ask_again(&desired, |scheduler| self.kernel.offers(scheduler));
-        self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
-        let ours = Some((&observed, self.settings.tuning.excluded.as_slice()));
-        let known = Known { ledger: &self.ledger, ours, complete: pass != Pass::Start };
-        self.drains.keep_leaving(&mut desired, &observed, &known, begun);
-        let ownership = Ownership::Node { excluded: &self.settings.tuning.excluded };
-        let plan = self.planned(&desired, &observed, &ownership);
+        let whole = Whole { ledger: &self.ledger, rules: &self.rules, excluded: &self.settings.tuning.excluded };
+        let offers = |scheduler| self.kernel.offers(scheduler);
+        let desired = whole.desired(&observed, &mut self.schedulers, offers, &mut self.drains, pass != Pass::Start, begun);
+        let plan = self.planned(&desired, &observed, &whole.ownership());
         // What is remembered of the kernel grows by what is done now, into the memory that this takes.
         drop(desired);
         self.observed = Some(observed);

@@ -53,7 +53,7 @@ use crate::source::manifests::ManifestSource;
 use crate::{cleanup, events, init, node, node_sysctls, removals, status, sysctls};
 
 /// Events that may wait before whoever reads the API server has to.
-const EVENTS: usize = 1024;
+pub(crate) const EVENTS: usize = 1024;
 /// How long the control socket's client may have to wait for a reconciler that is busy.
 const NAMES_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -182,14 +182,19 @@ fn run(given: &Given, effective: Effective, logs: Logs) -> anyhow::Result<Option
 type Source = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Where the objects come from.
-struct Followed {
-    source: Source,
+pub(crate) struct Followed {
+    /// Tells what there is, and then every change, for as long as it is polled.
+    pub(crate) source: Source,
     /// Only where that is an API server.
-    client: Option<Client>,
+    pub(crate) client: Option<Client>,
     freshness: Option<Freshness>,
 }
 
-async fn source(arguments: &Run, node_name: &str, events: mpsc::Sender<Event>, requests: &Requests) -> anyhow::Result<Followed> {
+/// Prepares to follow the objects for the node called `node_name`.
+///
+/// # Errors
+/// When what the command line says of the source makes no sense.
+pub(crate) async fn source(arguments: &Run, node_name: &str, events: mpsc::Sender<Event>, requests: &Requests) -> anyhow::Result<Followed> {
     let invalid = |error: anyhow::Error| Ending::error(Exit::Usage, format!("{error:#}"));
     if let Some(path) = &arguments.source.manifests {
         let source =
@@ -312,7 +317,7 @@ async fn follow(
 }
 
 /// What of the reconciler's work the flags shape, as long as it is not what is desired.
-fn tuning(arguments: &Run) -> Tuning {
+pub(crate) fn tuning(arguments: &Run) -> Tuning {
     let proxy = &arguments.proxy;
     Tuning {
         scheduler: proxy.scheduler,

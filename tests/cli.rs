@@ -15,6 +15,9 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_kube-ipvs");
 const NET_ADMIN: &str = "net_admin";
 const README: &str = include_str!("../README.md");
 
+/// The commands that `--help` lists.
+const COMMANDS: [&str; 8] = ["run", "config", "status", "plan", "explain", "check", "init", "cleanup"];
+
 /// How a run of the program ended, and what it wrote.
 struct Ended {
     code: Option<i32>,
@@ -123,7 +126,7 @@ fn help_has_every_exit_code_that_the_readme_has() {
 
 #[test]
 fn every_flag_of_the_readme_exists() {
-    let of_program = [help("run"), help("status"), help("cleanup")].concat();
+    let of_program = COMMANDS.map(help).concat();
     let of_program = flags(&of_program);
     let of_xtask = BTreeSet::from(["shell", "host"]);
     let unknown: Vec<_> = flags(README).into_iter().filter(|flag| !of_program.contains(flag) && !of_xtask.contains(flag)).collect();
@@ -147,12 +150,12 @@ fn defaults_are_those_of_the_readme() {
 
 #[test]
 fn help_of_each_command_has_examples_that_parse() {
-    for command in ["run", "status", "cleanup"] {
+    for command in COMMANDS {
         let help = help(command);
         let (_, examples) = help.split_once("Examples:\n").unwrap();
-        assert!(examples.lines().count() > 1, "{examples}");
+        assert!(examples.lines().count() > 0, "{examples}");
         for example in examples.lines() {
-            let words = example.split(['#', '|']).next().unwrap();
+            let words = example.split(['#', '|', '>']).next().unwrap();
             let arguments: Vec<_> = words.split_whitespace().skip(1).chain(["--help"]).collect();
             assert!(words.trim_start().starts_with("kube-ipvs "), "{example}");
             kube_ipvs(&arguments).expect(0, &[]);
@@ -353,6 +356,43 @@ fn a_missing_capability_has_a_code_of_its_own() {
     status.expect(4, &remedy);
     assert_eq!(status.stdout, "", "no half of a table");
     kube_ipvs_without(NET_ADMIN, &["cleanup"]).expect(4, &remedy);
+}
+
+/// For `plan`, 2 says that there are changes.
+#[test]
+fn a_plan_that_cannot_be_made_never_ends_as_if_there_were_changes() {
+    kube_ipvs(&["plan", "--manifests", "a", "--kubeconfig", "b"]).expect(1, &["cannot be used with"]);
+    let missing = directory().path().join("missing");
+    let ended = kube_ipvs_without(NET_ADMIN, &["plan", "--manifests", text(&missing)]);
+    ended.expect(1, &["--manifests", text(&missing), "No such file or directory"]);
+    assert_eq!(ended.stdout, "", "no half of a plan");
+    kube_ipvs(&["plan", "--nodeport-addresses", "primary,192.0.2.0/24"]).expect(1, &["--nodeport-addresses", "stand alone"]);
+    kube_ipvs(&["plan", "--help"]).expect(0, &[]);
+}
+
+#[test]
+fn a_check_goes_through_everything_and_says_what_to_do() {
+    let directory = directory();
+    fs::write(directory.path().join("node.yaml"), "apiVersion: v1\nkind: Node\nmetadata: {name: node-1}\n").unwrap();
+    let arguments = ["check", "--node-name", "node-1", "--manifests", text(directory.path()), "--control-socket", ""];
+    let ended = kube_ipvs_without(NET_ADMIN, &arguments);
+    assert_eq!(ended.code, Some(1), "{}", ended.stdout);
+    for line in [
+        "fail  capability CAP_NET_ADMIN: this process lacks the capability: run as root, or add NET_ADMIN",
+        "warn  agent: none answers",
+        "warn  pod networks: nothing tells pods from callers",
+        "ok    API server: not asked",
+        "fail  drift: it is not known what is desired, or what the kernel holds: CAP_NET_ADMIN",
+    ] {
+        assert!(ended.stdout.lines().any(|said| said.starts_with(line)), "no line {line:?} in\n{}", ended.stdout);
+    }
+    assert!(ended.stdout.lines().last().is_some_and(|last| last.ends_with(" fail")), "{}", ended.stdout);
+}
+
+#[test]
+fn an_explanation_is_asked_for_by_address_or_service() {
+    kube_ipvs(&["explain"]).expect(2, &["<ADDRESS[:PORT]|SERVICE>"]);
+    kube_ipvs(&["explain", "10.96.0.300:80"]).expect(2, &["10.96.0.300:80", "such as 10.96.0.10:80", "shop/web:http"]);
 }
 
 #[test]

@@ -55,7 +55,9 @@ pub(crate) fn command() -> Command {
         })
     };
     let command = Cli::command().propagate_version(true);
-    ["run", "config", "init"].into_iter().fold(command, |command, name| command.mut_subcommand(name, of_go))
+    ["run", "config", "init", "plan", "explain", "check"]
+        .into_iter()
+        .fold(command, |command, name| command.mut_subcommand(name, of_go))
 }
 
 #[cfg(test)]

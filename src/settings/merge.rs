@@ -19,8 +19,22 @@ use crate::exit::{Ending, Exit};
 use crate::logs;
 
 /// What a file cannot decide: what the process is to do, and where the file is.
-const COMMAND_LINE_ONLY: [&str; 9] =
-    ["config", "manifests", "once", "cleanup", "init-only", "write-config-to", "proxy-mode", "healthz-port", "metrics-port"];
+const COMMAND_LINE_ONLY: [&str; 13] = [
+    "config",
+    "manifests",
+    "once",
+    "cleanup",
+    "init-only",
+    "write-config-to",
+    "proxy-mode",
+    "healthz-port",
+    "metrics-port",
+    // Of the commands that look at what `run` would do.
+    "output",
+    "from",
+    "strict",
+    "host-root",
+];
 
 /// How much of a file is read, in bytes: one more than the largest that makes sense.
 const READ_LIMIT: u64 = (1 << 20) + 1;

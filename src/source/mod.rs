@@ -2,6 +2,7 @@
 
 pub(crate) mod api;
 pub(crate) mod decoding;
+pub(crate) mod indexing;
 pub(crate) mod manifests;
 mod selection;
 
@@ -134,7 +135,7 @@ async fn tell(events: &Events, event: Event) -> Result<(), Closed> {
 }
 
 /// What a node name that matches no Node means, and what to do.
-fn unknown_node(name: &str) -> String {
+pub(crate) fn unknown_node(name: &str) -> String {
     format!(
         "there is no Node {name}: which endpoints are local and which addresses NodePorts get is unknown; \
          pass the name that `kubectl get nodes` shows with --node-name"

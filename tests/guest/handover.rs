@@ -115,7 +115,7 @@ fn frontends(family: Family) -> Vec<(String, u16)> {
 }
 
 /// Puts a node into the state in which kube-proxy in IPVS mode has it. What is there already it takes over, as kube-proxy does.
-fn kube_proxy(node: &Netns, pods: &[&Pod]) -> Result {
+pub(crate) fn kube_proxy(node: &Netns, pods: &[&Pod]) -> Result {
     kube_proxy_with("nft", node, pods)
 }
 

@@ -14,6 +14,7 @@ mod events;
 mod foreign;
 mod handover;
 mod held;
+mod inspection;
 mod matrix;
 mod metrics;
 mod outage;

@@ -1,7 +1,7 @@
 //! Serves manifests as a kube-apiserver would, for kubectl and for an agent started by hand.
 
 use anyhow::{Context as _, Result};
-use apiserver::{ApiServer, Json, Options, read_manifests};
+use apiserver::{ApiServer, Json, Options, Resource, Verb, read_manifests};
 use clap::Parser;
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -25,6 +25,9 @@ struct Arguments {
     /// Begin after this resource version, as a server that was restarted does: what watches knew before is expired
     #[arg(long, value_name = "VERSION", default_value_t = 0)]
     resource_version: u64,
+    /// What the agent may not do, as VERB:RESOURCE
+    #[arg(long, value_name = "VERB:RESOURCE", value_parser = forbidden)]
+    forbid: Vec<(Verb, Resource)>,
     /// Write a kubeconfig for this server to a file
     #[arg(long, value_name = "FILE")]
     write_kubeconfig: Option<PathBuf>,
@@ -41,6 +44,7 @@ async fn main() -> Result<()> {
     }
     say(&format!("listening on {url}\ntry: kubectl --server {url} get services --all-namespaces", url = server.url()))?;
 
+    arguments.forbid.iter().for_each(|(verb, resource)| server.forbid(*verb, *resource));
     server.advance_to(arguments.resource_version);
     server.compact();
     let mut served = BTreeMap::new();
@@ -63,6 +67,14 @@ async fn main() -> Result<()> {
     }
 }
 
+fn forbidden(text: &str) -> Result<(Verb, Resource), String> {
+    let known = |(verb, plural): (&str, &str)| {
+        let verb = [Verb::Get, Verb::List, Verb::Watch, Verb::Create].into_iter().find(|known| known.name() == verb)?;
+        Some((verb, Resource::of_plural(plural)?))
+    };
+    text.split_once(':').and_then(known).ok_or_else(|| "expected a verb and a resource such as watch:endpointslices".to_owned())
+}
+
 /// Brings the server in line with the files: what differs is written, what has gone is deleted.
 fn follow(server: &ApiServer, path: &Path, served: &mut BTreeMap<[String; 3], Json>) -> Result<()> {
     let text = |object: &Json, path: &[&str]| object.str_at(path).unwrap_or_default().to_owned();
@@ -79,7 +91,7 @@ fn follow(server: &ApiServer, path: &Path, served: &mut BTreeMap<[String; 3], Js
         }
     }
     for [kind, namespace, name] in served.keys().filter(|identity| !found.contains_key(*identity)) {
-        if let Some(resource) = apiserver::Resource::of_kind(kind) {
+        if let Some(resource) = Resource::of_kind(kind) {
             server.delete(resource, namespace, name);
         }
     }

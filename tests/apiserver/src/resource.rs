@@ -64,6 +64,12 @@ impl Resource {
         Self::ALL.into_iter().find(|resource| resource.kind() == kind)
     }
 
+    /// The resource called `plural` in paths and RBAC rules.
+    #[must_use]
+    pub fn of_plural(plural: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|resource| resource.plural() == plural)
+    }
+
     pub(crate) fn of(group: &str, plural: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|resource| resource.group() == group && resource.plural() == plural)
     }

@@ -10,7 +10,7 @@ use crate::selector::Selection;
 use crate::status::Failure;
 use crate::store::Store;
 use crate::watch::{Watch, error, with_kind};
-use crate::{discovery, list, objects};
+use crate::{access, discovery, list, objects};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
@@ -140,6 +140,12 @@ async fn granted(
     fault: Option<Fault>,
 ) -> Result<Response<Answer>, Failure> {
     let user = user(shared, &request)?;
+    if request.uri().path() == access::PATH && request.method() == Method::POST {
+        let asked = access::question(&read(request).await?)?;
+        let forbidden = shared.forbidden.lock().unwrap_or_else(PoisonError::into_inner);
+        let allowed = user != ANONYMOUS && asked.is_some_and(|asked| !forbidden.contains(&asked));
+        return Ok(response(StatusCode::CREATED, Answer::whole(access::answer(allowed))));
+    }
     let Some(place) = place else {
         let body = discovery::answer(request.uri().path()).ok_or_else(Failure::no_such_path)?;
         return Ok(response(StatusCode::OK, Answer::whole(body)));
@@ -152,11 +158,7 @@ async fn granted(
     match (verb, place.name) {
         (Verb::Create, _) => {
             let namespace = place.namespace.ok_or_else(Failure::method_not_allowed)?;
-            let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
-            let body = body.map_err(|error| Failure::bad_request(format!("the body cannot be read: {error}")))?.to_bytes();
-            let text = std::str::from_utf8(&body).map_err(|error| Failure::bad_request(error.to_string()))?;
-            let object: Json = text.parse().map_err(|error: serde_json::Error| Failure::bad_request(error.to_string()))?;
-            let created = objects::create(&shared.store, resource, &namespace, object)?;
+            let created = objects::create(&shared.store, resource, &namespace, read(request).await?)?;
             Ok(response(StatusCode::CREATED, Answer::whole(with_kind(resource, &created))))
         }
         (Verb::Get, name) => {
@@ -193,6 +195,14 @@ async fn granted(
             Ok(response(StatusCode::OK, body))
         }
     }
+}
+
+/// The object in a request's body.
+async fn read(request: Request<Incoming>) -> Result<Json, Failure> {
+    let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
+    let body = body.map_err(|error| Failure::bad_request(format!("the body cannot be read: {error}")))?.to_bytes();
+    let text = std::str::from_utf8(&body).map_err(|error| Failure::bad_request(error.to_string()))?;
+    text.parse().map_err(|error: serde_json::Error| Failure::bad_request(error.to_string()))
 }
 
 const ANONYMOUS: &str = "system:anonymous";

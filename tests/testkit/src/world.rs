@@ -359,6 +359,21 @@ impl World {
         self.node.exec(&[&[program], arguments].concat())
     }
 
+    /// The same for a command whose exit status is part of what is tested.
+    ///
+    /// # Errors
+    /// When it cannot be run. That it failed is data.
+    pub fn try_kube_ipvs(&self, arguments: &[&str]) -> Result<Output> {
+        self.node.command(agent::program()).args(arguments).output().context("cannot run kube-ipvs")
+    }
+
+    /// The flags by which a command knows the node, its pods' networks and the manifests.
+    #[must_use]
+    pub fn node_arguments(&self) -> Vec<String> {
+        let manifests = ["--manifests".to_owned(), self.manifests().display().to_string()];
+        manifests.into_iter().chain(NODE_ARGUMENTS.map(str::to_owned)).collect()
+    }
+
     /// The node's tables and the agents' logs: what helps to see why something failed.
     #[must_use]
     pub fn diagnosis(&self) -> String {
