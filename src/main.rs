@@ -8,6 +8,7 @@ mod agent;
 mod alignment;
 #[cfg(test)]
 mod captured;
+mod change_log;
 mod changes;
 mod check;
 mod cleanup;

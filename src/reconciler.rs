@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use crate::alignment::{Known, Whole, taking_over};
+use crate::change_log::ChangeLog;
 use crate::disturbances::Disturbances;
 use crate::drain::{Drains, Limits};
 use crate::health::{HEARTBEAT, Health};
@@ -122,6 +123,7 @@ pub(crate) fn spawn(kernel: Kernel, settings: Settings, mailbox: Mailbox, news: 
         settings,
         metrics,
         health,
+        change_log: ChangeLog::default(),
     };
     let thread = thread::Builder::new().name("reconciler".to_owned());
     let thread = thread.spawn(move || reconciler.run(&mailbox)).context("cannot start the reconciler's thread")?;
@@ -167,6 +169,7 @@ struct Reconciler {
     retry: Duration,
     metrics: Metrics,
     health: watch::Sender<Health>,
+    change_log: ChangeLog,
 }
 
 /// What kube-proxy has left.
@@ -186,11 +189,15 @@ impl Reconciler {
             self.came_round();
             let gathering = self.gathering_until.take();
             match mailbox.take_after(gathering, self.patience()) {
-                Some(letter) if letter.stop => return,
+                Some(letter) if letter.stop => {
+                    self.change_log.say(Instant::now());
+                    return;
+                }
                 Some(letter) => self.read(letter),
                 None => {}
             }
             let now = Instant::now();
+            self.change_log.say_due(now);
             if self.drains.next_check().is_some_and(|check| check <= now) {
                 self.drain(Pass::Change);
             }
@@ -211,7 +218,7 @@ impl Reconciler {
     fn patience(&self) -> Duration {
         let now = Instant::now();
         let disturbed = self.disturbances.due().filter(|_| self.complete);
-        let due = [Some(self.next_audit), self.drains.next_check(), self.patrol.next(), disturbed];
+        let due = [Some(self.next_audit), self.drains.next_check(), self.patrol.next(), disturbed, self.change_log.due()];
         due.into_iter().flatten().map(|due| due.saturating_duration_since(now)).fold(HEARTBEAT, Duration::min)
     }
 
@@ -319,6 +326,7 @@ impl Reconciler {
         let begun = Instant::now();
         let mut scope = Scope::default();
         for (service, fragment) in fragments {
+            self.change_log.name(&service);
             scope.extend(self.ledger.set(&service, fragment));
         }
         self.metrics.count_phase(Phase::Desired, begun.elapsed());
@@ -724,11 +732,13 @@ impl Reconciler {
             self.metrics.count_complete();
         }
         self.count_objects();
-        let (steps, undone) = (plan.len(), report.undone());
         if plan.is_empty() {
+            self.change_log.nothing_done();
             debug!(?pass, elapsed = ?begun.elapsed(), "nothing to do");
         } else {
-            info!(?pass, steps, undone, elapsed = ?begun.elapsed(), "changed the kernel's state");
+            let keys = plan.steps().filter_map(Step::virtual_server);
+            let owners = keys.filter_map(|key| self.ledger.owner(&key).map(|owner| owner.service));
+            self.change_log.note(pass, plan, report.undone(), begun.elapsed(), owners, Instant::now());
         }
         if self.complete {
             let outcome = self.refused.first().map_or(Ok(()), Err);
