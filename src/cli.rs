@@ -12,7 +12,7 @@ use model::Scheduler;
 use crate::exit::Exit;
 use crate::settings::KubeProxy;
 use crate::source::api::Endpoint;
-use crate::{check, explain, plan_command};
+use crate::{check, explain, manual, plan_command};
 
 /// Programs the Linux IPVS load balancer from Kubernetes Services.
 #[derive(Debug, Parser)]
@@ -45,6 +45,12 @@ pub(crate) enum Command {
     Init(Box<Run>),
     /// Remove what an agent has put on this node, and nothing else
     Cleanup(Cleanup),
+    /// Print completions for a shell
+    #[command(hide = true)]
+    Completion(manual::Completion),
+    /// Write man pages
+    #[command(hide = true)]
+    Man(manual::Man),
 }
 
 /// Where everything is found that all commands need to agree on.

@@ -28,6 +28,7 @@ mod listeners;
 mod local_policies;
 mod logs;
 mod mailbox;
+mod manual;
 mod metrics;
 mod news;
 mod node;
@@ -85,6 +86,8 @@ fn main() -> ExitCode {
         Command::Check(asked) => effective("check").and_then(|effective| check::run(&asked, &effective)),
         Command::Init(_) => effective("init").and_then(|effective| init::run(&effective.run)),
         Command::Cleanup(arguments) => cleanup::run(&arguments).map(|()| None),
+        Command::Completion(arguments) => manual::complete(&arguments).map(|()| None),
+        Command::Man(arguments) => manual::write(&arguments).map(|()| None),
     };
     match outcome {
         Ok(None) => ExitCode::SUCCESS,

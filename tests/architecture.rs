@@ -29,6 +29,8 @@ const MAY_USE: [(&str, &[&str]); 7] = [
             "model",
             "anyhow",
             "clap",
+            "clap_complete",
+            "clap_mangen",
             "futures",
             "http-body-util",
             "hyper",

@@ -71,6 +71,11 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Write the man pages of kube-ipvs
+    Man {
+        /// The directory for them [default: target/man]
+        directory: Option<PathBuf>,
+    },
     /// Run a command in the guest, with kube-ipvs, probe and the network tools on its PATH, and exit with its code
     Guest {
         /// Guest kernel: `base`, `newest`, or a series such as 6.1
@@ -119,6 +124,15 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
             let status = std::process::Command::new(build::target_dir().join("debug/apiserver")).args(arguments).status()?;
             Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+        }
+        Command::Man { directory } => {
+            build::binaries()?;
+            let directory = directory.unwrap_or_else(|| build::target_dir().join("man"));
+            let status =
+                std::process::Command::new(build::target_dir().join("debug/kube-ipvs")).arg("man").arg(&directory).status()?;
+            anyhow::ensure!(status.success(), "kube-ipvs man ended with {status}");
+            println!("the man pages are in {}", directory.display());
+            Ok(ExitCode::SUCCESS)
         }
         Command::Guest { kernel, add, no_build, icount, timeout, command } => {
             host::prepare(host::GUEST_TOOLS)?;
