@@ -194,7 +194,12 @@ pub(crate) struct Followed {
 ///
 /// # Errors
 /// When what the command line says of the source makes no sense.
-pub(crate) async fn source(arguments: &Run, node_name: &str, events: mpsc::Sender<Event>, requests: &Requests) -> anyhow::Result<Followed> {
+pub(crate) async fn source(
+    arguments: &Run,
+    node_name: &str,
+    events: mpsc::Sender<Event>,
+    requests: &Requests,
+) -> anyhow::Result<Followed> {
     let invalid = |error: anyhow::Error| Ending::error(Exit::Usage, format!("{error:#}"));
     if let Some(path) = &arguments.source.manifests {
         let source =

@@ -169,7 +169,7 @@ impl Subject<'_> {
         }
 
         let (lacking, lacking_schedulers) = watch::channel(BTreeSet::new());
-        let metrics = Metrics::new().context("cannot register metrics")?;
+        let metrics = Metrics::of(index.config().families.clone(), Requests::new()?).context("cannot register metrics")?;
         let mut schedulers = Schedulers::new(index.config().scheduler, lacking, metrics);
         let tuning = run::tuning(self.run);
         let mut drains = Drains::new(tuning.drain);

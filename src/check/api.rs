@@ -15,6 +15,7 @@ use kube::{Api, Client};
 use super::finding::Finding;
 use crate::cli::WatchNodes;
 use crate::freshness::Freshness;
+use crate::metrics::Requests;
 use crate::source::Kind;
 use crate::source::api::connect_to;
 use crate::survey::Subject;
@@ -42,7 +43,11 @@ pub(super) fn inspect(subject: Subject<'_>, config: &Config, findings: &mut Vec<
 
 async fn ask(subject: Subject<'_>, config: &Config, findings: &mut Vec<Finding>) {
     let (kubeconfig, master) = (subject.run.source.kubeconfig.as_deref(), subject.run.kube_proxy.master.as_ref());
-    let client = match connect_to(kubeconfig, master, &subject.run.api_endpoints, &Freshness::new()).await {
+    let requests = match Requests::new() {
+        Ok(requests) => requests,
+        Err(error) => return findings.push(Finding::error(ACCESS, error)),
+    };
+    let client = match connect_to(kubeconfig, master, &subject.run.api_endpoints, &Freshness::new(), &requests).await {
         Ok(client) => client,
         Err(error) => return findings.push(Finding::error(ACCESS, format_args!("{error:#}"))),
     };
