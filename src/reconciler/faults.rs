@@ -12,6 +12,7 @@ use desired::{Index, RuleOptions, ServiceName};
 use kernel::{Interference, supported_families};
 use model::VirtualServerKey;
 use serde_json::{Value, json};
+use testkit::Random;
 
 use super::*;
 
@@ -23,18 +24,6 @@ const CHANGES: usize = 150;
 
 /// After the faults.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A xorshift generator (Marsaglia, 2003): the same faults on every machine, as far as its kernel says the same.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
 
 /// What can go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -182,7 +171,7 @@ struct Life {
 
 impl Life {
     fn new(config: Config, seed: u64) -> Self {
-        let mut life = Self { index: Index::new(config), random: Random(seed), fragments: BTreeMap::new() };
+        let mut life = Self { index: Index::new(config), random: Random::new(seed), fragments: BTreeMap::new() };
         for number in 0..LASTING {
             life.add(number);
         }
@@ -280,7 +269,7 @@ fn live(percent: u64, seed: u64) {
     let families = supported_families();
     let config = Config { families: families.clone(), ..Config::new("node") };
     let faults =
-        Arc::new(Faults { percent: AtomicU64::new(0), random: Mutex::new(Random(seed)), made: Mutex::new(BTreeMap::new()) });
+        Arc::new(Faults { percent: AtomicU64::new(0), random: Mutex::new(Random::new(seed)), made: Mutex::new(BTreeMap::new()) });
     let mut kernel = Kernel::open(&families).unwrap();
     kernel.interfere(|| Box::new(Line { faults: faults.clone(), answers: VecDeque::new(), late: false }));
     let settings = Settings {

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use testkit::Random;
 
 use crate::figures::Goal;
 use crate::scenarios::{Running, megabytes};
@@ -22,7 +23,8 @@ pub(crate) fn measure(running: &mut Running<'_>, changes: u32) -> Result<()> {
     if changes == 0 {
         return Ok(());
     }
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    // The same changes in every run.
+    let mut random = Random::new(0x9e37_79b9_7f4a_7c15);
     shake(running, &mut random, WARMING_UP)?;
     let before = running.agent.memory("VmRSS")?;
     shake(running, &mut random, changes)?;
@@ -40,7 +42,7 @@ fn shake(running: &mut Running<'_>, random: &mut Random, changes: u32) -> Result
     while written < changes {
         let mut touched = BTreeSet::new();
         while touched.len() < (ROUND / 2).min(cluster.services) as usize {
-            let number = random.below(cluster.services);
+            let number = u32::try_from(random.below(cluster.services.into()))?;
             let endpoints = if random.below(2) == 0 { cluster.endpoints + 1 } else { cluster.endpoints - 1 };
             running.double.apply(cluster.slice(number, endpoints))?;
             touched.insert(number);
@@ -60,16 +62,4 @@ fn shake(running: &mut Running<'_>, random: &mut Random, changes: u32) -> Result
         }
     }
     bail!("after {written} changes that return to the start the kernel does not hold what it held there")
-}
-
-/// xorshift64 (Marsaglia, 2003): the same changes in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u32) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        u32::try_from(self.0 % u64::from(limit.max(1))).unwrap_or_default()
-    }
 }

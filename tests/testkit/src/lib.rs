@@ -29,6 +29,7 @@ pub mod manifest;
 mod netns;
 mod process;
 mod protocol;
+mod random;
 mod reply;
 mod world;
 
@@ -37,6 +38,7 @@ pub use crate::eventually::eventually;
 pub use crate::netns::{Netns, Series};
 pub use crate::process::Process;
 pub use crate::protocol::{Family, Protocol};
+pub use crate::random::Random;
 pub use crate::reply::{Answer, Calls, Reply, answers, shares};
 pub use crate::world::{EXT_V4, EXT_V6, NODE_V4, NODE_V6, NODE2_V4, NODE2_V6, On, Pod, World};
 
