@@ -20,14 +20,8 @@ fn an_api_server_is_followed_through_changes_and_its_own_restart() {
         world.write("web.yaml", &Service::new("web").cluster_ip("10.96.0.10").port("http", Protocol::Tcp, 80, 8080).to_string())?;
         world.write("endpoints.yaml", &slice(&[&pods[0]]))?;
 
-        let kubeconfig = world.manifests().with_file_name("kubeconfig");
-        let manifests = world.manifests().display().to_string();
-        let config = kubeconfig.display().to_string();
-        let apiserver = ["apiserver", "--listen", "127.0.0.1:8001", "--manifests", &manifests, "--write-kubeconfig", &config];
-        let mut server = world.node().start(&apiserver)?;
-        server.wait_for("listening on", PATIENCE)?;
-
-        let _agent = world.agent_of_cluster(&kubeconfig, &[])?;
+        let mut server = world.api_server(&[])?;
+        let _agent = world.agent_of_cluster(&[])?;
         let call = |count| answers(world.node().call(Protocol::Tcp, "10.96.0.10:80", count)?);
         eventually(PATIENCE, || call(1).map(drop))?;
         assert_eq!(shares(&call(4)?).len(), 1, "only pod a is an endpoint");
@@ -46,7 +40,7 @@ fn an_api_server_is_followed_through_changes_and_its_own_restart() {
         server.kill()?;
         assert_eq!(call(4)?.len(), 4);
         world.write("endpoints.yaml", &slice(&[&pods[1]]))?;
-        let _server = world.node().start(&[&apiserver[..], &["--resource-version", "1000"]].concat())?;
+        let _server = world.api_server(&["--resource-version", "1000"])?;
         eventually(Duration::from_secs(60), || {
             let answers = call(4)?;
             let shares = shares(&answers);

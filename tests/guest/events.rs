@@ -37,12 +37,8 @@ fn conflicts_leave_an_address_with_the_older_service_until_it_goes_and_tell_the_
         claim("young", "2026-02-01T00:00:00Z", "10.96.0.11", &pods[1])?;
         claim("zold", "2026-01-01T00:00:00Z", "10.96.0.12", &pods[0])?;
 
-        let kubeconfig = world.manifests().with_file_name("kubeconfig");
-        let (manifests, config) = (world.manifests().display().to_string(), kubeconfig.display().to_string());
-        let apiserver = ["apiserver", "--listen", API, "--manifests", &manifests, "--write-kubeconfig", &config];
-        let mut server = world.node().start(&apiserver)?;
-        server.wait_for("listening on", PATIENCE)?;
-        let agent = world.agent_of_cluster(&kubeconfig, &[])?;
+        let _server = world.api_server(&["--listen", API])?;
+        let agent = world.agent_of_cluster(&[])?;
 
         let serving = || -> Result<Vec<String>> {
             let call = world.ext().call(Protocol::Tcp, &target(SHARED.parse::<std::net::IpAddr>()?, 80), 4)?;
@@ -73,7 +69,7 @@ fn conflicts_leave_an_address_with_the_older_service_until_it_goes_and_tell_the_
 
         // Another process decides the same, and its Event is there already.
         agent.terminate()?;
-        let agent = world.agent_of_cluster(&kubeconfig, &[])?;
+        let agent = world.agent_of_cluster(&[])?;
         let metric = |line: &str| -> Result {
             let metrics = world.node().exec(&["wget", "-q", "-O", "-", "http://127.0.0.1:10249/metrics"])?;
             ensure!(metrics.lines().any(|other| other == line), "no {line:?} in:\n{metrics}");

@@ -136,12 +136,8 @@ fn a3_500_flips_of_readiness_cost_none_of_200_busy_connections() {
         let services = names.iter().map(service);
         world.write("web.yaml", &format!("{}{}", node(), services.collect::<String>()))?;
         write(Is::Ready, Is::Ready)?;
-        let kubeconfig = world.manifests().with_file_name("kubeconfig");
-        let (manifests, config) = (world.manifests().display().to_string(), kubeconfig.display().to_string());
-        let apiserver = ["apiserver", "--manifests", &manifests, "--interval-ms", "100", "--write-kubeconfig", &config];
-        let mut server = world.node().start(&apiserver)?;
-        server.wait_for("listening on", PATIENCE)?;
-        let _agent = world.agent_of_cluster(&kubeconfig, &[])?;
+        let _server = world.api_server(&["--interval-ms", "100"])?;
+        let _agent = world.agent_of_cluster(&[])?;
         let everywhere = |pod, weight| has_weights(world, pod, &[weight; SERVICES as usize]);
         everywhere(&a, 1)?;
         everywhere(&b, 1)?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use testkit::manifest::{EndpointSlice, Service};
-use testkit::{Agent, Family, Netns, On, Process, Protocol, Result, World, answers, eventually, shares};
+use testkit::{Agent, Family, Netns, On, Protocol, Result, World, answers, eventually, shares};
 
 use crate::support::{KernelState, PATIENCE, answered, ensure_same, node, real_servers, serving, target, virtual_servers};
 
@@ -32,10 +32,9 @@ fn is_well(node: &Netns, path: &str) -> Result<bool> {
     Ok(node.try_exec(&["wget", "-q", "-O", "-", &url])?.status.success())
 }
 
-/// The cluster of these tests: where its manifests go, an API server that tells of them, and where agents save what that tells.
+/// The cluster of these tests: where its manifests go, and where agents save what an API server tells of them.
 struct Cluster<'a> {
     world: &'a World,
-    kubeconfig: PathBuf,
     state: PathBuf,
 }
 
@@ -47,20 +46,11 @@ impl<'a> Cluster<'a> {
         world.write("web.yaml", &service("web", "10.96.0.10"))?;
         world.write("endpoints.yaml", &web(pod))?;
         world.write("other.yaml", &service("other", "10.96.0.11"))?;
-        let beside = |name| world.manifests().with_file_name(name);
-        Ok(Self { world, kubeconfig: beside("kubeconfig"), state: beside("state") })
-    }
-
-    fn api_server(&self, arguments: &[&str]) -> Result<Process> {
-        let (manifests, config) = (self.world.manifests().display().to_string(), self.kubeconfig.display().to_string());
-        let command = ["apiserver", "--listen", "127.0.0.1:8001", "--manifests", &manifests, "--write-kubeconfig", &config];
-        let mut server = self.world.node().start(&[&command[..], arguments].concat())?;
-        server.wait_for("listening on", PATIENCE)?;
-        Ok(server)
+        Ok(Self { world, state: world.manifests().with_file_name("state") })
     }
 
     fn agent(&self) -> Result<Agent> {
-        self.world.agent_of_cluster(&self.kubeconfig, &["--state-dir", &self.state.display().to_string()])
+        self.world.agent_of_cluster(&["--state-dir", &self.state.display().to_string()])
     }
 
     /// Waits until everything is served and saved.
@@ -82,7 +72,7 @@ fn j10_a_restart_without_an_api_server_takes_nothing_from_what_the_kernel_holds(
     World::test(|world| {
         let ((a, _serve_a), (b, _serve_b)) = (serving(world, "a", On::Node)?, serving(world, "b", On::Node2)?);
         let cluster = Cluster::new(world, &a)?;
-        let mut server = cluster.api_server(&[])?;
+        let mut server = world.api_server(&[])?;
         let agent = cluster.agent()?;
         cluster.is_saved()?;
         server.kill()?;
@@ -100,7 +90,7 @@ fn j10_a_restart_without_an_api_server_takes_nothing_from_what_the_kernel_holds(
         std::thread::sleep(Duration::from_secs(5));
         ensure_same(&before, &KernelState::of(node)?, "a start from what was saved has changed the kernel's state")?;
 
-        let _server = cluster.api_server(&["--resource-version", "1000"])?;
+        let _server = world.api_server(&["--resource-version", "1000"])?;
         eventually(PATIENCE, || {
             let servers = real_servers(node, "-t", WEB)?;
             ensure!(servers.iter().any(|server| server.starts_with(&a) && server.ends_with("-w 1")), "{servers:?}");
@@ -115,7 +105,7 @@ fn j10_a_node_that_comes_up_without_an_api_server_serves_what_was_saved() {
     World::test(|world| {
         let ((a, _serve_a), (b, _serve_b)) = (serving(world, "a", On::Node)?, serving(world, "b", On::Node2)?);
         let cluster = Cluster::new(world, &a)?;
-        let mut server = cluster.api_server(&[])?;
+        let mut server = world.api_server(&[])?;
         let agent = cluster.agent()?;
         cluster.is_saved()?;
         server.kill()?;
@@ -136,7 +126,7 @@ fn j10_a_node_that_comes_up_without_an_api_server_serves_what_was_saved() {
         // What has changed meanwhile, and what has gone.
         world.write("endpoints.yaml", &web(&b))?;
         world.remove("other.yaml")?;
-        let _server = cluster.api_server(&["--resource-version", "1000"])?;
+        let _server = world.api_server(&["--resource-version", "1000"])?;
         eventually(PATIENCE, || {
             let served = call(4)?;
             let shares = shares(&served);

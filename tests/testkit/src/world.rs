@@ -306,6 +306,24 @@ impl World {
         fs::remove_file(self.manifests().join(name)).with_context(|| format!("cannot remove {name}"))
     }
 
+    /// Starts an API server on node, the double of one, which follows the manifests of this world; with further arguments of its own.
+    ///
+    /// # Errors
+    /// When it does not listen in time.
+    pub fn api_server(&self, arguments: &[&str]) -> Result<Process> {
+        let (manifests, kubeconfig) = (self.manifests().display().to_string(), self.kubeconfig().display().to_string());
+        let command = ["apiserver", "--manifests", &manifests, "--write-kubeconfig", &kubeconfig];
+        let mut server = self.node.start(&[&command[..], arguments].concat())?;
+        server.wait_for("listening on", START)?;
+        Ok(server)
+    }
+
+    /// The file that says how the API server of this world is called.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.directory.join("kubeconfig")
+    }
+
     /// Starts the agent on node with the manifests of this world, and further arguments.
     ///
     /// # Errors
@@ -314,12 +332,12 @@ impl World {
         self.start_agent(&["--manifests", &self.manifests().display().to_string()], arguments)
     }
 
-    /// Starts the agent on node against an API server, with further arguments.
+    /// Starts the agent on node with the API server of this world, and further arguments.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn agent_of_cluster(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<Agent> {
-        self.start_agent(&["--kubeconfig", &kubeconfig.display().to_string()], arguments)
+    pub fn agent_of_cluster(&self, arguments: &[&str]) -> Result<Agent> {
+        self.start_agent(&["--kubeconfig", &self.kubeconfig().display().to_string()], arguments)
     }
 
     fn start_agent(&self, source: &[&str], arguments: &[&str]) -> Result<Agent> {
