@@ -186,6 +186,14 @@ impl Drains {
         self.next_check = (!self.leaving.is_empty()).then(|| self.next_check.unwrap_or(now + CHECK));
     }
 
+    /// Forgets what is leaving and not in `observed`, which is the whole node's: somebody else has taken it away, and what was kept for it is
+    /// kept for nothing.
+    pub(crate) fn forget_missing(&mut self, observed: &State) {
+        let leaving = self.whole.keys().chain(self.leaving.keys().map(|(key, _)| key));
+        let missing: BTreeSet<_> = leaving.filter(|key| !observed.virtual_servers.contains_key(*key)).copied().collect();
+        missing.into_iter().for_each(|key| self.forget(key));
+    }
+
     /// The frontend of a virtual server that is to leave as a whole; `None` for one that goes at once, or is not for us to judge.
     fn left_behind(
         &self,
@@ -715,6 +723,17 @@ mod tests {
         assert_eq!(desired, held);
         assert_eq!((drains.len(), drains.next_check()), (0, None));
         assert!(drains.scope(&held).is_empty());
+    }
+
+    #[test]
+    fn k2_what_others_take_away_while_it_leaves_takes_its_vip_and_members_along() {
+        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
+        let (_, held) = frontend("10.96.0.9", 80);
+        kept(&mut drains, &held, &NOTHING, start);
+        let flushed = State { virtual_servers: BTreeMap::new(), ..held.clone() };
+        drains.forget_missing(&flushed);
+        assert_eq!(kept(&mut drains, &flushed, &NOTHING, start + CHECK), deleted(&held));
+        assert_eq!((drains.len(), drains.next_check()), (0, None));
     }
 
     #[test]

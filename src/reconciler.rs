@@ -654,6 +654,7 @@ impl Reconciler {
         self.keep_timeouts(pass);
         let whole = Whole { ledger: &self.ledger, rules: &self.rules, excluded: &self.settings.tuning.excluded };
         let offers = |scheduler| self.kernel.offers(scheduler);
+        self.drains.forget_missing(&observed);
         let desired = whole.desired(&observed, &mut self.schedulers, offers, &mut self.drains, pass != Pass::Start, begun);
         let plan = self.planned(&desired, &observed, &whole.ownership());
         // What is remembered of the kernel grows by what is done now, into the memory that this takes.
