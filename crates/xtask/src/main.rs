@@ -3,7 +3,7 @@
 //! IPVS lives in the kernel and many kernels lack it, so everything that needs it runs in a *guest*: a distribution kernel, downloaded but not installed,
 //! booted by QEMU with an initramfs made here. Files in reading order: [`host`] (what this machine has, and installing what it lacks), [`kernel`]
 //! (kernel packages), [`cpio`] and [`image`] (the initramfs), [`qemu`] (booting), [`guest`] (the three together), [`build`] (cargo), [`tiers`]
-//! (the test run and its summary), [`tools`] (those that check manifests), [`conformance`], [`bench`], [`demo`].
+//! (the test run and its summary), [`tools`] (those that check manifests), [`conformance`], [`bench`], [`soak`], [`demo`].
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a developer's command-line program: its output is its interface")]
 
@@ -17,6 +17,7 @@ mod host;
 mod image;
 mod kernel;
 mod qemu;
+mod soak;
 mod tiers;
 mod tools;
 
@@ -65,6 +66,9 @@ enum Command {
     Conformance(conformance::Arguments),
     /// Measure the agent in the guest beside the raw floor and the usual tools; `benches/README.md` says what each figure means
     Bench(bench::Arguments),
+    /// Let a node live at random in the guest, with changes, damage, restarts and outages, and see whether all stays as it should; a failure
+    /// comes with the seed to repeat it
+    Soak(soak::Arguments),
     /// Run the API server double in the foreground, for kubectl or an agent to look at
     Apiserver {
         /// The arguments of the double, such as `--manifests PATH`; `--help` lists them
@@ -116,6 +120,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Test { tiers, filter } => tiers::run(&tiers, &filter),
         Command::Conformance(arguments) => conformance::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Apiserver { arguments } => {
             // Paths among the arguments are relative to where the user is, which is where cargo left this program.
             let status = build::cargo(&["build", "--quiet", "--package", "apiserver"]).status()?;

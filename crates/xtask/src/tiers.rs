@@ -12,7 +12,8 @@ use crate::build::{self, TestProgram};
 use crate::guest::{self, Guest};
 use crate::host;
 use crate::kernel::Wanted;
-use crate::{bench, conformance, tools};
+use crate::qemu::Outcome;
+use crate::{bench, conformance, soak, tools};
 
 /// All guest tests of one boot together take a few minutes when emulated.
 const GUEST_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -48,6 +49,8 @@ pub(crate) enum Tier {
     Guest,
     /// Those of them that are about the kernel in a guest with the newest one
     GuestNewest,
+    /// Three minutes of a node's life at random, the same each time
+    Soak,
     /// What the agent costs at 1,000 Services is not more than a tenth above benches/baseline.json
     Bench,
 }
@@ -62,6 +65,7 @@ impl Tier {
             Self::Host => "host",
             Self::Guest => "guest",
             Self::GuestNewest => "guest-newest",
+            Self::Soak => "soak",
             Self::Bench => "bench",
         }
     }
@@ -75,6 +79,7 @@ impl Tier {
             Self::Host => on_host(filter),
             Self::Guest => in_guest(&Wanted::Base, filter, &[]),
             Self::GuestNewest => in_guest(&Wanted::Newest, filter, &ON_ONE_KERNEL),
+            Self::Soak => soak::short().map(|outcome| Counts::of_console(&outcome)),
             Self::Bench => bench::gate().map(Counts::of_one),
         }
     }
@@ -92,6 +97,13 @@ impl Counts {
     /// Of a tier that is one check.
     fn of_one(passed: bool) -> Self {
         Self { passed: u64::from(passed), failed: u64::from(!passed), ignored: 0 }
+    }
+
+    /// Of a guest's run.
+    fn of_console(outcome: &Outcome) -> Self {
+        let mut counts = Self::default();
+        outcome.console.lines().for_each(|line| counts.take_in(line));
+        counts.with_status(outcome.code == 0)
     }
 
     /// Adds up the result lines of libtest: `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
@@ -179,7 +191,7 @@ fn prepare(tiers: &[Tier]) -> Result<()> {
             Tier::Unit => {}
             Tier::Tools => tools::find().map(drop)?,
             Tier::Host => host::prepare(host::HOST_TOOLS)?,
-            Tier::Guest | Tier::GuestNewest | Tier::Bench => host::prepare(host::GUEST_TOOLS)?,
+            Tier::Guest | Tier::GuestNewest | Tier::Soak | Tier::Bench => host::prepare(host::GUEST_TOOLS)?,
         }
     }
     Ok(())
@@ -270,10 +282,7 @@ fn in_guest(wanted: &Wanted, filter: &[String], without: &[&str]) -> Result<Coun
         script.push_str(" || result=$?\n");
     }
     script.push_str("exit $result\n");
-    let outcome = guest.run(&script, GUEST_LIMIT)?;
-    let mut counts = Counts::default();
-    outcome.console.lines().for_each(|line| counts.take_in(line));
-    Ok(counts.with_status(outcome.code == 0))
+    Ok(Counts::of_console(&guest.run(&script, GUEST_LIMIT)?))
 }
 
 /// Runs a program that ends with libtest's result lines, shows its output as it comes, and counts.

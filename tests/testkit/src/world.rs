@@ -45,6 +45,9 @@ const NODE_ARGUMENTS: [&str; 4] = ["--node-name", "node", "--cluster-cidr", "10.
 /// A server listens some milliseconds after it was started; in an emulated guest with several tests at once, some hundred.
 const START: Duration = Duration::from_secs(20);
 
+/// Of so many agents a failed test shows the log: who ended long before has nothing to do with it.
+const LOGS: usize = 4;
+
 /// What a failed test shows of the node's kernel.
 const DIAGNOSES: &[&[&str]] = &[
     &["ipvsadm", "-Ln"],
@@ -400,9 +403,10 @@ impl World {
             let result = self.node.exec(command).unwrap_or_else(|error| format!("{error:#}\n"));
             let _ = writeln!(text, "--- node: {}\n{result}", command.join(" "));
         }
-        for log in self.agent_logs.lock().map(|logs| logs.clone()).unwrap_or_default() {
-            let content = fs::read_to_string(&log).unwrap_or_else(|error| error.to_string());
-            let _ = writeln!(text, "--- {}\n{content}", Path::new(&log).file_name().unwrap_or_default().display());
+        let logs = self.agent_logs.lock().map(|logs| logs.clone()).unwrap_or_default();
+        for log in logs.iter().skip(logs.len().saturating_sub(LOGS)) {
+            let content = fs::read_to_string(log).unwrap_or_else(|error| error.to_string());
+            let _ = writeln!(text, "--- {}\n{content}", Path::new(log).file_name().unwrap_or_default().display());
         }
         text
     }

@@ -22,6 +22,9 @@ use testkit::Protocol;
 /// A caller that connects and then stays silent must not hold its thread for ever.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Who holds a connection waits as long as the kernel needs to send a packet again that was lost some times over.
+const HOLDING: Duration = Duration::from_secs(60);
+
 const EPROTONOSUPPORT: i32 = 93;
 const ESOCKTNOSUPPORT: i32 = 94;
 const EAFNOSUPPORT: i32 = 97;
@@ -297,7 +300,7 @@ impl Hold {
     fn connect(&self) -> Result<Socket> {
         let connection = open(self.protocol, self.target)?;
         connection.connect_timeout(&self.target.into(), PATIENCE).with_context(|| format!("cannot connect to {}", self.target))?;
-        connection.set_read_timeout(Some(PATIENCE))?;
+        connection.set_read_timeout(Some(HOLDING))?;
         Ok(connection)
     }
 
