@@ -131,11 +131,18 @@ impl<'a> Cluster<'a> {
 
     /// Does damage, of which only what came before may be the reason that it cannot be done.
     pub(crate) fn damage(&mut self, damage: &Damage) -> Result {
+        // The sets tell what is ours. An agent that runs makes good what is taken from them; one that starts without them, and is told of a
+        // Service no more, leaves its virtual servers alone, since they could be anybody's.
+        let takes_traces = damage.command.contains("ipset");
+        if takes_traces && !self.is_settled {
+            self.settles()?;
+        }
         let output = self.world.node().try_exec(&["sh", "-c", damage.command])?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success() || !self.is_settled, "`{}` cannot be done: {said}", damage.command);
         self.is_settled = false;
-        shell(self.world.node(), FOREIGN)
+        shell(self.world.node(), FOREIGN)?;
+        if takes_traces { self.settles() } else { Ok(()) }
     }
 
     /// Asks the agent to end, and starts another, which may bind VIPs in another way; in which.
