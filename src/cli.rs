@@ -218,8 +218,9 @@ pub(crate) struct Proxy {
     #[arg(long, default_value = "15m", value_name = "DURATION", value_parser = duration)]
     pub(crate) drain_timeout: Duration,
 
-    /// How long a real server may keep its connections, at most, whose endpoint is gone without having been terminating before: it is
-    /// probably dead, and its clients are told so by a reset when they send next
+    /// How long a real server that leaves may keep its connections, at most, whose endpoint is gone without having been terminating before
+    /// or is on a Node that is not ready (which takes --watch-nodes all): it is probably dead, and its clients are told so by a reset when
+    /// they send next
     #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = duration)]
     pub(crate) vanished_drain_timeout: Duration,
 

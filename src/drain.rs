@@ -37,7 +37,7 @@ pub(crate) struct Limits {
     pub(crate) connections: Duration,
     /// Those of UDP, where the kernel tells no end: for answers that are on their way.
     pub(crate) datagrams: Duration,
-    /// Those whose endpoint is gone without having been terminating before, which are probably dead. No longer than the others in any case.
+    /// Those whose endpoint is gone without having been terminating before, or on a node that is not ready, which are probably dead. No longer than the others in any case.
     pub(crate) vanished: Duration,
 }
 
@@ -75,7 +75,7 @@ enum Endpoint {
     Unseen,
     Present,
     Terminating,
-    /// Its end, which nothing had announced. When the real server has to be gone.
+    /// Its end, which nothing had announced, or that its node is not ready. When the real server has to be gone.
     Vanished(Instant),
 }
 
@@ -356,6 +356,11 @@ impl Endpoint {
                 Self::Present => Self::Vanished(deadline),
                 Self::Unseen | Self::Terminating | Self::Vanished(_) => self,
             },
+            // Nobody there will tell its clients when it ends.
+            Some(Standing::Stranded) => match self {
+                Self::Vanished(_) => self,
+                Self::Unseen | Self::Present | Self::Terminating => Self::Vanished(deadline),
+            },
         }
     }
 }
@@ -513,9 +518,13 @@ mod tests {
         assert_eq!(lasts(from_ref(&gone)), vanished(0));
         assert_eq!(lasts(&[present.clone(), gone.clone(), gone.clone()]), vanished(1), "from when it vanished");
         assert_eq!(lasts(&[terminating.clone(), gone.clone()]), LIMITS.connections);
-        assert_eq!(lasts(&[present.clone(), terminating, gone.clone()]), LIMITS.connections);
+        assert_eq!(lasts(&[present.clone(), terminating.clone(), gone.clone()]), LIMITS.connections);
         assert_eq!(lasts(&[gone.clone(), present.clone()]), LIMITS.connections, "between two slices it is in neither");
-        assert_eq!(lasts(&[present]), LIMITS.connections);
+        assert_eq!(lasts(from_ref(&present)), LIMITS.connections);
+        let stranded = Followed::with(Standing::Stranded);
+        assert_eq!(lasts(&[present.clone(), stranded.clone(), gone.clone()]), vanished(1), "from when its node was not ready");
+        assert_eq!(lasts(&[terminating.clone(), stranded.clone()]), vanished(1), "it will not come to its end there");
+        assert_eq!(lasts(&[stranded, present]), LIMITS.connections, "its node is back");
 
         let last_one = Followed { terminating: vec![real(2)], ..Followed::with(Standing::Terminating) };
         assert_eq!(lasts(&[last_one, gone.clone()]), LIMITS.connections + CHECK, "it served while it terminated");

@@ -17,7 +17,7 @@ use crate::source::{Kind, Object};
 
 const MAGIC: &[u8; 8] = b"KIPVSAVE";
 /// Changes with any change of what is above, or of what is read of an object.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const BELONGS: u8 = b'h';
 const PUT: u8 = b'p';
@@ -224,7 +224,7 @@ fn record(bytes: &mut Vec<u8>, operation: u8, kind: u8, rest: &[&[u8]]) {
 }
 
 /// What a file belongs to, and its other records.
-fn open(bytes: &[u8]) -> Result<(Belongs, Records<'_>), Damage> {
+pub(super) fn open(bytes: &[u8]) -> Result<(Belongs, Records<'_>), Damage> {
     let rest = bytes.strip_prefix(MAGIC).ok_or(Damage::NotOurs)?;
     let (version, rest) = number(rest).ok_or(Damage::Cut { at: MAGIC.len() })?;
     if version != VERSION {
@@ -240,7 +240,7 @@ fn open(bytes: &[u8]) -> Result<(Belongs, Records<'_>), Damage> {
     (operation == BELONGS).then(belongs).flatten().map(|belongs| (belongs, records)).ok_or(Damage::Meaningless { at })
 }
 
-struct Records<'a> {
+pub(super) struct Records<'a> {
     /// Of the whole file.
     length: usize,
     rest: &'a [u8],
@@ -282,7 +282,7 @@ fn number(bytes: &[u8]) -> Option<(u32, &[u8])> {
 }
 
 /// CRC-32 as Ethernet and gzip have it: the reflected polynomial 0xEDB88320.
-fn crc32(bytes: &[u8]) -> u32 {
+pub(super) fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, byte| {
         let index = usize::from(crc.to_le_bytes()[0] ^ byte);
         CRC32.get(index).copied().unwrap_or_default() ^ (crc >> 8)
@@ -446,8 +446,8 @@ pub(crate) mod tests {
         let damage = |bytes: &[u8]| Contents::read_base(bytes).unwrap_err().to_string();
         assert_eq!(damage(b"[]"), "it is not a file of saved state");
         let mut newer = bytes.clone();
-        newer[8] = 2;
-        assert_eq!(damage(&newer), "it has version 2, and this agent reads version 1");
+        newer[8] = 3;
+        assert_eq!(damage(&newer), "it has version 3, and this agent reads version 2");
         assert!(damage(&bytes[..bytes.len() - 1]).starts_with("it ends in the middle of a record, which begins at byte "));
         let mut odd = header(&belongs());
         record(&mut odd, b'?', b'S', &[b"web"]);

@@ -290,10 +290,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let base = directory.path().join("base");
         save(directory.path(), listing([service("web", 80), node("node-1")]));
-        fs::write(&base, b"KIPVSAVE\x02\0\0\0 from tomorrow").unwrap();
+        fs::write(&base, b"KIPVSAVE\x03\0\0\0 from tomorrow").unwrap();
         let log = Log::capture();
         assert!(objects(directory.path()).is_none());
-        let warning = format!("saved state {} is ignored: it has version 2, and this agent reads version 1", base.display());
+        let warning = format!("saved state {} is ignored: it has version 3, and this agent reads version 2", base.display());
         assert_eq!(log.lines(&warning).len(), 1, "{:?}", log.lines(""));
         // The next one is written over it.
         save(directory.path(), listing([node("node-1")]));

@@ -4,8 +4,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use testkit::manifest::{EndpointSlice, Service};
-use testkit::{Family, Netns, On, Pod, Process, Protocol, Result, World, eventually};
+use testkit::manifest::{EndpointSlice, Node, Service};
+use testkit::{Family, NODE2_V4, Netns, On, Pod, Process, Protocol, Result, World, eventually};
 
 use crate::support::{PATIENCE, POD_PORT, node, started, target, vip};
 
@@ -204,6 +204,39 @@ fn e1_clients_of_a_server_that_died_are_told_by_a_reset_soon_after_its_short_dea
             ensure!(lost == "reset", "{lost}");
         }
         ensure!(died.elapsed() < Duration::from_secs(15), "busy clients learnt it after {:?}", died.elapsed());
+        Ok(())
+    });
+}
+
+/// Two pods leave alike, and clients are connected to both; then the node of one is lost.
+#[test]
+fn e1_who_leaves_on_a_node_that_is_not_ready_has_the_short_deadline() {
+    World::test(|world| {
+        let [(near, _serve_near), (far, _serve_far)] = [echoing(world, "near", On::Node)?, echoing(world, "far", On::Node2)?];
+        let client = world.pod("client", On::Node)?;
+        let nodes =
+            |ready| world.write("nodes.yaml", &format!("{}{}", node(), Node::new("node2").internal_ip(NODE2_V4).ready(ready)));
+        nodes(true)?;
+        world.write("web.yaml", &service(Protocol::Tcp).to_string())?;
+        world.write("endpoints.yaml", &slices(Protocol::Tcp, &[(&near, Is::Ready), (&far, Is::Ready)]))?;
+        let _agent = started(world, &["--vanished-drain-timeout", "2s"])?;
+        let open = |family| Held::open(&client, Protocol::Tcp, &target(vip(family, 10), PORT), 4, Duration::from_millis(200));
+        let mut held = Family::ALL.into_iter().map(open).collect::<Result<Vec<_>>>()?;
+
+        world.write("endpoints.yaml", &slices(Protocol::Tcp, &[(&near, Is::Unready), (&far, Is::Unready)]))?;
+        has_weights(world, &far, &[0, 0])?;
+        thread::sleep(Duration::from_secs(4));
+        for pod in [&near, &far] {
+            has_weights(world, pod, &[0, 0])?;
+        }
+        held.iter().try_for_each(|held| held.go_on(10))?;
+
+        nodes(false)?;
+        has_weights(world, &far, &[])?;
+        has_weights(world, &near, &[0, 0])?;
+        for held in &mut held {
+            held.lost()?;
+        }
         Ok(())
     });
 }

@@ -1,6 +1,6 @@
 //! Which endpoints of a Service's port are its real servers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::{Family, RealServerKey};
 
@@ -44,6 +44,8 @@ pub(crate) struct Candidate {
     ready: bool,
     serving: bool,
     pub(crate) terminating: bool,
+    /// Whether its node is not ready.
+    pub(crate) stranded: bool,
     pub(crate) local: bool,
     node_hint: Hint,
     zone_hint: Hint,
@@ -64,13 +66,14 @@ impl Candidate {
 }
 
 /// The endpoints of `port` in `family` over all `slices` of its Service, as seen from a node in `zone`, with `weights` if its Service
-/// gives any.
+/// gives any; `unready` says of which nodes it is known that they are not ready.
 pub(crate) fn of_port<'a>(
     slices: impl IntoIterator<Item = &'a Slice>,
     family: Family,
     port: &ServicePort,
     zone: Option<&str>,
     weights: Option<&Weights>,
+    unready: &BTreeSet<Box<str>>,
 ) -> BTreeMap<RealServerKey, Candidate> {
     let mut candidates = BTreeMap::new();
     for slice in slices.into_iter().filter(|slice| slice.family == family) {
@@ -81,6 +84,7 @@ pub(crate) fn of_port<'a>(
                     ready: endpoint.ready,
                     serving: endpoint.serving,
                     terminating: endpoint.terminating,
+                    stranded: endpoint.is_on(unready),
                     local: endpoint.local,
                     node_hint: endpoint.node_hint,
                     zone_hint: Hint::of(endpoint.zones.iter().flat_map(|zones| zones.iter()).map(|zone| &**zone), zone),

@@ -122,6 +122,13 @@ pub(crate) fn ips(node: &Node, problems: &mut Problems) -> Vec<IpAddr> {
     ips
 }
 
+/// Whether a Node says that it is not ready, or it is said of it, as when nothing has been heard of it for a while. One of which nothing
+/// is said is taken to be.
+pub(crate) fn is_unready(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    conditions.iter().any(|condition| condition.type_ == "Ready" && matches!(&*condition.status, "False" | "Unknown"))
+}
+
 pub(crate) fn pod_cidrs(node: &Node, problems: &mut Problems) -> Vec<IpNetwork> {
     let Some(spec) = &node.spec else { return Vec::new() };
     let texts = spec.pod_cidrs.as_deref().filter(|list| !list.is_empty()).unwrap_or(spec.pod_cidr.as_slice());

@@ -122,6 +122,8 @@ pub enum Standing {
     Present,
     /// It has been told to end.
     Terminating,
+    /// It is there, and its node is not ready: whether it still is anything is not known, nor will it be told to end.
+    Stranded,
     /// No slice of its Service has it any more.
     Gone,
 }
@@ -142,6 +144,8 @@ struct Apart {
     present: Box<[IpAddr]>,
     /// In order.
     terminating: Box<[IpAddr]>,
+    /// Those of either that are on a node that is not ready, in order.
+    stranded: Box<[IpAddr]>,
 }
 
 /// The real servers behind a port, shared by all of its frontends of one family that spread over the same endpoints.
@@ -169,6 +173,8 @@ pub(crate) struct Surroundings<'a> {
     /// The addresses of both families on which node ports are served.
     pub(crate) node_port_addresses: &'a [IpAddr],
     pub(crate) machines: &'a Machines,
+    /// Other nodes that are not ready.
+    pub(crate) unready: &'a BTreeSet<Box<str>>,
     pub(crate) listeners: &'a Listeners,
 }
 
@@ -329,6 +335,7 @@ impl Fragment {
                     port,
                     facts.zone.as_deref(),
                     service.scheduling.as_deref().map(|scheduling| &scheduling.weights),
+                    around.unready,
                 );
                 builder
                     .local
@@ -463,7 +470,9 @@ impl Fragment {
         let mut pools = self.pools.iter().filter(|pool| pool.port == port);
         let apart = self.apart.get(usize::try_from(port).ok()?)?;
         let has = |addresses: &[IpAddr]| addresses.binary_search(&address).is_ok();
-        Some(if has(&apart.terminating) || pools.clone().any(|pool| has_address(&pool.terminating, address)) {
+        Some(if has(&apart.stranded) {
+            Standing::Stranded
+        } else if has(&apart.terminating) || pools.clone().any(|pool| has_address(&pool.terminating, address)) {
             Standing::Terminating
         } else if has(&apart.present) || pools.any(|pool| has_address(&pool.real_servers, address)) {
             Standing::Present
@@ -628,13 +637,17 @@ impl Builder {
             return;
         }
         let is_apart = |key: &RealServerKey| !pools.iter().any(|pool| pool.real_servers.binary_search(key).is_ok());
-        let addresses = |terminating: bool| {
-            let others = candidates.iter().filter(|(key, candidate)| candidate.terminating == terminating && is_apart(key));
+        let addresses = |is_wanted: fn(&Candidate) -> bool| {
+            let others = candidates.iter().filter(|(key, candidate)| is_wanted(candidate) && is_apart(key));
             let mut addresses: Vec<_> = others.map(|(key, _)| key.address).collect();
             addresses.dedup();
             addresses.into()
         };
-        let apart = Apart { present: addresses(false), terminating: addresses(true) };
+        let apart = Apart {
+            present: addresses(|candidate| !candidate.terminating),
+            terminating: addresses(|candidate| candidate.terminating),
+            stranded: addresses(|candidate| candidate.stranded),
+        };
         self.apart.push(apart);
     }
 

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use model::{Protocol, Scheduler};
@@ -42,6 +41,8 @@ pub struct Index {
     /// The node's own addresses, as far as Services can depend on them.
     own_addresses: BTreeSet<IpAddr>,
     machines: Machines,
+    /// Other nodes that say, or of which it is said, that they are not ready.
+    unready: BTreeSet<Box<str>>,
     listeners: Listeners,
     entries: BTreeMap<ServiceName, Entry>,
     /// The names of nodes and ports.
@@ -104,6 +105,7 @@ impl Index {
     pub fn new(config: Config) -> Self {
         Self {
             machines: Machines::new(config.pod_networks()),
+            unready: BTreeSet::new(),
             listeners: Listeners::default(),
             config,
             facts: NodeFacts::default(),
@@ -220,6 +222,8 @@ impl Index {
             }
             self.follow_addresses();
         }
+        // The own one is there, whatever the cluster has heard of it: what this runs on reaches its pods.
+        self.set_unready(name, !is_own && facts::is_unready(object));
         // What is wrong with another Node is for the agent there to say.
         let mut unsaid = Problems::of("Node", name);
         let addresses = if is_own { Vec::new() } else { facts::ips(object, &mut unsaid) };
@@ -232,8 +236,7 @@ impl Index {
     /// and its pods.
     pub fn delete_node(&mut self, metadata: &ObjectMeta) {
         if let Some(name) = metadata.name.as_deref().filter(|name| **name != *self.config.node_name) {
-            let touched = self.machines.set_node(name, Footprint::default());
-            self.machines_touched(&touched);
+            self.forget_node(name);
         }
     }
 
@@ -241,6 +244,24 @@ impl Index {
     pub fn set_gateways(&mut self, gateways: BTreeSet<IpAddr>) {
         let touched = self.machines.set_gateways(gateways);
         self.machines_touched(&touched);
+    }
+
+    fn forget_node(&mut self, name: &str) {
+        self.set_unready(name, false);
+        let touched = self.machines.set_node(name, Footprint::default());
+        self.machines_touched(&touched);
+    }
+
+    /// Takes note of whether a node is ready. It seldom changes, and costs a look at all endpoints when it does.
+    fn set_unready(&mut self, name: &str, unready: bool) {
+        let changed = if unready { self.unready.insert(name.into()) } else { self.unready.remove(name) };
+        if changed {
+            let is_there = |entry: &Entry| {
+                let mut endpoints = entry.slices.iter().flat_map(|(_, slice)| &slice.endpoints);
+                endpoints.any(|endpoint| endpoint.node.as_deref() == Some(name))
+            };
+            self.dirty.extend(self.entries.iter().filter(|(_, entry)| is_there(entry)).map(first));
+        }
     }
 
     /// Takes in what processes of the node listen on, as it is now.
@@ -302,12 +323,10 @@ impl Index {
             Kind::Node => {
                 let Some(listed) = self.listed_nodes.take() else { return };
                 let own = &*self.config.node_name;
-                let is_gone = |name: &&Arc<str>| &***name != own && !listed.contains(&***name);
-                let gone: Vec<_> = self.machines.nodes().filter(is_gone).cloned().collect();
-                for name in gone {
-                    let touched = self.machines.set_node(&name, Footprint::default());
-                    self.machines_touched(&touched);
-                }
+                let is_gone = |name: &&str| *name != own && !listed.contains(*name);
+                let known = self.machines.nodes().map(|name| &**name).chain(self.unready.iter().map(|name| &**name));
+                let gone: BTreeSet<Box<str>> = known.filter(is_gone).map(Box::from).collect();
+                gone.iter().for_each(|name| self.forget_node(name));
             }
         }
     }
@@ -355,6 +374,7 @@ impl Index {
             facts: &self.facts,
             node_port_addresses: &self.node_port_addresses,
             machines: &self.machines,
+            unready: &self.unready,
             listeners: &self.listeners,
         };
         Some(Fragment::build(name, service, &slices, around, problems))

@@ -268,6 +268,20 @@ pub struct NodeStatus {
     /// Where it is reached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub addresses: Option<Vec<NodeAddress>>,
+    /// How it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<Vec<NodeCondition>>,
+}
+
+/// How a Node is in one respect.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeCondition {
+    /// `Ready`, `DiskPressure` and so on.
+    #[serde(rename = "type", default, deserialize_with = "or_default")]
+    pub type_: String,
+    /// `True`, `False` or `Unknown`.
+    #[serde(default, deserialize_with = "or_default")]
+    pub status: String,
 }
 
 /// Where a Node is reached.

@@ -1,6 +1,6 @@
 //! What an EndpointSlice says, in a compact form.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -53,6 +53,13 @@ pub(crate) struct Endpoint {
 struct Pod {
     begin: u32,
     len: u8,
+}
+
+impl Endpoint {
+    /// Whether it is on one of these nodes.
+    pub(crate) fn is_on(&self, nodes: &BTreeSet<Box<str>>) -> bool {
+        !nodes.is_empty() && self.node.as_deref().is_some_and(|node| nodes.contains(node))
+    }
 }
 
 impl Slice {

@@ -291,6 +291,7 @@ impl fmt::Display for EndpointSlice {
 pub struct Node {
     name: String,
     internal_ips: Vec<IpAddr>,
+    ready: Option<bool>,
     labels: Vec<(String, String)>,
 }
 
@@ -298,13 +299,20 @@ impl Node {
     /// A Node without addresses yet.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), internal_ips: Vec::new(), labels: Vec::new() }
+        Self { name: name.to_owned(), internal_ips: Vec::new(), ready: None, labels: Vec::new() }
     }
 
     /// Adds an InternalIP.
     #[must_use]
     pub fn internal_ip(mut self, address: impl Into<IpAddr>) -> Self {
         self.internal_ips.push(address.into());
+        self
+    }
+
+    /// Says whether it is ready.
+    #[must_use]
+    pub fn ready(mut self, ready: bool) -> Self {
+        self.ready = Some(ready);
         self
     }
 
@@ -325,7 +333,13 @@ impl fmt::Display for Node {
         )?;
         self.labels.iter().try_for_each(|(key, value)| writeln!(out, "    {key}: \"{value}\""))?;
         writeln!(out, "status:\n  addresses:\n  - {{type: Hostname, address: {}}}", self.name)?;
-        self.internal_ips.iter().try_for_each(|address| writeln!(out, "  - {{type: InternalIP, address: \"{address}\"}}"))
+        self.internal_ips.iter().try_for_each(|address| writeln!(out, "  - {{type: InternalIP, address: \"{address}\"}}"))?;
+        match self.ready {
+            Some(ready) => {
+                writeln!(out, "  conditions:\n  - {{type: Ready, status: \"{}\"}}", if ready { "True" } else { "Unknown" })
+            }
+            None => Ok(()),
+        }
     }
 }
 
