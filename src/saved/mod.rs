@@ -10,5 +10,7 @@ mod batch;
 mod directory;
 mod format;
 mod keeper;
+#[cfg(test)]
+mod reading;
 
 pub(crate) use keeper::{Keeper, Kept};

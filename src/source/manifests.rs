@@ -8,6 +8,8 @@
 mod defaults;
 mod document;
 mod file;
+#[cfg(test)]
+mod reading;
 
 use super::selection::selects;
 use super::{Closed, Event, Events, Kind, Object, tell, unknown_node};

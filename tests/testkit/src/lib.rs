@@ -25,6 +25,7 @@
 mod agent;
 pub mod conformance;
 mod eventually;
+mod inputs;
 pub mod manifest;
 mod netns;
 mod process;
@@ -35,6 +36,7 @@ mod world;
 
 pub use crate::agent::Agent;
 pub use crate::eventually::eventually;
+pub use crate::inputs::fuzz_inputs;
 pub use crate::netns::{Netns, Series};
 pub use crate::process::Process;
 pub use crate::protocol::{Family, Protocol};

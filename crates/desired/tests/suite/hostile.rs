@@ -4,7 +4,11 @@ use proptest::prelude::*;
 
 use crate::serving::serve;
 
-const SEEDS: [&[u8]; 3] = [include_bytes!("seeds/all"), include_bytes!("seeds/conflict"), include_bytes!("seeds/gone")];
+const SEEDS: [&[u8]; 3] = [
+    include_bytes!("../../../../fuzz/seeds/objects/all"),
+    include_bytes!("../../../../fuzz/seeds/objects/conflict"),
+    include_bytes!("../../../../fuzz/seeds/objects/gone"),
+];
 
 /// Values that fields have limits for.
 const VALUES: [&str; 12] =
@@ -17,6 +21,13 @@ fn seeds_are_served_and_cut_ones_as_far_as_they_go() {
         for length in (0..seed.len()).step_by(7) {
             assert!(serve(&seed[..length]) <= serve(seed));
         }
+    }
+}
+
+#[test]
+fn what_the_fuzzer_has_found_is_survived() {
+    for (_, bytes) in testkit::fuzz_inputs("objects").unwrap() {
+        serve(&bytes);
     }
 }
 

@@ -48,6 +48,16 @@ fn a_whole_datagram_reads_and_a_cut_one_complains() {
     }
 }
 
+#[test]
+fn what_the_fuzzer_begins_with_and_has_found() {
+    for (_, bytes) in testkit::fuzz_inputs("netlink").unwrap() {
+        for len in 0..=bytes.len() {
+            read_all(&bytes[..len]);
+            read_payload(&bytes[..len]);
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn corrupted(which: prop::sample::Index, changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12)) {
