@@ -260,3 +260,5 @@ const MAX_BROKEN_STREAMS: u32 = 3;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls;
