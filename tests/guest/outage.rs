@@ -140,3 +140,55 @@ fn j10_a_node_that_comes_up_without_an_api_server_serves_what_was_saved() {
         Ok(())
     });
 }
+
+/// The disk is full before a change of some pages is saved, so that writing it ends in the middle.
+#[test]
+fn j10_a_full_disk_costs_nothing_but_what_cannot_be_saved() {
+    World::test(|world| {
+        let (a, _serve_a) = serving(world, "a", On::Node)?;
+        let cluster = Cluster::new(world, &a)?;
+        let node = world.node();
+        let directory = cluster.state.display().to_string();
+        let shell = |script: &str| node.exec(&["sh", "-c", script, &directory]);
+        // In the mount namespace of the node alone.
+        shell("mkdir $0 && mount -t tmpfs -o size=128k tmpfs $0")?;
+        let mut server = world.api_server(&["--interval-ms", "100"])?;
+        let mut agent = cluster.agent()?;
+        let is_saved = || -> Result {
+            ensure!(metric(node, "kube_ipvs_saved_state_timestamp_seconds")? != "0", "nothing is saved");
+            ensure!(shell("cat $0/journal")?.contains("default/other"), "not all is saved");
+            Ok(())
+        };
+        eventually(PATIENCE, is_saved)?;
+
+        shell("cat /dev/zero >$0/filler 2>/dev/null; ! echo more >$0/another 2>/dev/null")?;
+        let more = (0..80).map(|number| {
+            let service = Service::new(&format!("more-{number}")).cluster_ip(&format!("10.96.1.{number}"));
+            service.port("http", Protocol::Tcp, 80, 8080).to_string()
+        });
+        world.write("more.yaml", &more.collect::<String>())?;
+        agent.process().wait_for("state cannot be saved; trying again, and serving all the same", PATIENCE)?;
+        ensure!(metric(node, "kube_ipvs_save_errors_total")? != "0");
+        let is_served = || virtual_servers(node).map(|servers| servers.iter().any(|line| line.contains("10.96.1.79:80")));
+        eventually(PATIENCE, || {
+            ensure!(is_served()?, "the change is not served");
+            Ok(())
+        })?;
+        answers(node.call(Protocol::Tcp, WEB, 2)?)?;
+
+        // What was saved before is whole.
+        server.kill()?;
+        agent.kill()?;
+        let mut agent = cluster.agent()?;
+        agent.process().wait_for("served is what was saved", PATIENCE)?;
+        ensure!(!agent.log()?.contains("is ignored"), "{}", agent.log()?);
+        ensure!(is_served()?, "what was not saved has been taken from the kernel");
+
+        let _server = world.api_server(&["--interval-ms", "100", "--resource-version", "1000"])?;
+        shell("rm $0/filler")?;
+        eventually(PATIENCE, || {
+            ensure!(shell("cat $0/base $0/journal")?.contains("default/more-79"), "not saved");
+            Ok(())
+        })
+    });
+}

@@ -4,9 +4,9 @@ use std::process::Output;
 
 use anyhow::ensure;
 use testkit::manifest::{EndpointSlice, Service};
-use testkit::{Netns, On, Protocol, Result, World};
+use testkit::{Netns, On, Protocol, Result, World, answers, eventually};
 
-use crate::support::{node, serving, target, vip};
+use crate::support::{PATIENCE, node, serving, target, vip};
 
 /// Runs the agent once with these capabilities and no way to get others, as a container does that may not escalate.
 fn run_with(world: &World, node: &Netns, capabilities: &[&str]) -> Result<Output> {
@@ -74,6 +74,31 @@ fn what_takes_more_privilege_is_done_by_init() {
             said.contains("cannot set net.ipv4.vs.conntrack from 0 to 1 (/proc/sys is read-only here; run `kube-ipvs init`"),
             "{said}"
         );
+        Ok(())
+    });
+}
+
+/// With nothing to write to but /run, as in a container with a read-only root file system.
+#[test]
+fn a_read_only_root_file_system_is_enough() {
+    World::test(|world| {
+        let (pod, _serve) = serving(world, "a", On::Node)?;
+        let address = vip(testkit::Family::V4, 10);
+        let service = Service::new("web").cluster_ip(&address.to_string()).port("http", Protocol::Tcp, 80, 8080);
+        let slice = EndpointSlice::ipv4("web").port("http", Protocol::Tcp, 8080).pod(&pod);
+        world.write("web.yaml", &format!("{}{service}{slice}", node()))?;
+        let read_only = "for mount in / /tmp /dev; do mount -o remount,ro,bind $mount || exit 1; done
+            for place in / /tmp /dev /root; do ! touch $place/x 2>/dev/null || exit 1; done
+            exec kube-ipvs run --node-name node --manifests $0 --cluster-cidr 10.244.0.0/16";
+        let manifests = world.manifests().display().to_string();
+        let mut agent = world.node().start(&["unshare", "-m", "sh", "-c", read_only, &manifests])?;
+        agent.wait_for("changed the kernel's state", PATIENCE)?;
+        eventually(PATIENCE, || answers(world.node().call(Protocol::Tcp, &target(address, 80), 2)?))?;
+        let status = world.kube_ipvs(&["status"])?;
+        ensure!(status.contains("default/web:http"), "{status}");
+        ensure!(!agent.output()?.contains("Read-only file system"), "{}", agent.output()?);
+        agent.signal("TERM")?;
+        ensure!(agent.wait(PATIENCE)?.success(), "it did not end well");
         Ok(())
     });
 }

@@ -105,7 +105,7 @@ fn k2_what_the_kernel_tells_of_is_repaired_at_once() {
             "iptables-nft -w -t nat -D POSTROUTING -j KUBE-IPVS-POSTROUTING",
             "nft flush ruleset",
         ] {
-            served.repairs(damage)?;
+            println!("{damage}: undone within {:?}", served.repairs(damage)?);
         }
         served.ensure_served_and_told(&["VIPs", "packet rules"])?;
         // Nothing that the agent did itself has been taken for somebody else's doing.
