@@ -105,7 +105,8 @@ impl Ipset {
                 if let Some(header) = part.header {
                     if header.kind() != Some(set.kind()) || header.family != Some(set.family) {
                         let family = header.family.map_or_else(|| "of no family".to_owned(), |family| family.to_string());
-                        found.other_layout = Some(format!("{} {family}", header.type_name));
+                        let beyond = if header.is_extended { " with time-outs, counters or the like" } else { "" };
+                        found.other_layout = Some(format!("{} {family}{beyond}", header.type_name));
                     }
                     found.state.capacity = header.maxelem.unwrap_or_default();
                 }
