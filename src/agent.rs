@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
-use desired::{Config, Fragment, Index, NodeFacts, Priority, RuleOptions, ServiceName};
+use desired::{Config, Fragment, Index, NodeFacts, Place, Priority, RuleOptions, ServiceName};
 use model::Scheduler;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::changes::{self, Changes};
+use crate::control::{AskAgent, Endpoint, Endpoints};
 use crate::eligibility::Eligibility;
 use crate::freshness::{Freshness, Saved};
 use crate::health_check::HealthChecks;
@@ -79,6 +80,8 @@ pub(crate) struct Sources {
     pub(crate) lacking_schedulers: watch::Receiver<BTreeSet<Scheduler>>,
     /// What the operator decides, as it changes.
     pub(crate) config: watch::Receiver<Config>,
+    /// What is asked on the control socket.
+    pub(crate) asks: mpsc::Receiver<AskAgent>,
 }
 
 /// What this process serves itself, where the kernel cannot.
@@ -153,7 +156,7 @@ impl Agent {
 
     /// Follows `sources`; returns when the source of objects has ended.
     pub(crate) async fn follow(&mut self, sources: &mut Sources) {
-        let Sources { events, network, sockets, lacking_schedulers, config } = sources;
+        let Sources { events, network, sockets, lacking_schedulers, config, asks } = sources;
         self.set_network(network.borrow_and_update().clone());
         self.index.set_listeners(sockets.listeners.borrow_and_update().clone());
         let news = self.news.clone();
@@ -165,6 +168,10 @@ impl Agent {
             let mut begun = None;
             tokio::select! {
                 found = news.wait() => self.note(found),
+                Some(ask) = asks.recv() => {
+                    self.answer(ask);
+                    continue;
+                }
                 () = &mut lost_patience, if patient => {
                     patient = false;
                     self.serve_saved();
@@ -383,6 +390,23 @@ impl Agent {
         let changed = self.node.as_ref().is_none_or(|(_, said)| *said != settings);
         self.node = Some((facts.clone(), settings.clone()));
         changed.then_some(settings)
+    }
+
+    fn answer(&self, ask: AskAgent) {
+        // Whoever asked may have gone.
+        match ask {
+            AskAgent::Endpoints(ask) => _ = ask.send(self.endpoints()),
+        }
+    }
+
+    fn endpoints(&self) -> Endpoints {
+        let endpoint = |place: Place<'_>| Endpoint {
+            address: place.address,
+            pod: place.pod.map(str::to_owned),
+            node: place.node.map(str::to_owned),
+        };
+        let of_service = |name: &ServiceName| (name.to_string(), self.index.places(name).map(endpoint).collect());
+        Endpoints { services: self.index.services().map(of_service).collect() }
     }
 
     fn note(&mut self, found: Found) {

@@ -120,7 +120,7 @@ pub(crate) struct Run {
     #[arg(long, default_value_t = 1000, value_name = "NUMBER")]
     pub(crate) traffic_metrics_limit: usize,
 
-    /// The socket on which `kube-ipvs status` asks for Service names; empty for none
+    /// The socket on which other subcommands ask what this agent knows; empty for none
     #[arg(long, default_value = CONTROL_SOCKET, value_name = "PATH", value_parser = path_or_none)]
     pub(crate) control_socket: PathBuf,
 

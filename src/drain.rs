@@ -9,7 +9,7 @@
 //! unreachable (`ip_vs_leave`, net/netfilter/ipvs/ip_vs_core.c).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,8 @@ use model::{
     Member, Protocol, RealServer, RealServerCounters, RealServerKey, RealServers, Role, Scope, Set, State, Via, Vip, VirtualServer,
     VirtualServerKey,
 };
+
+use crate::control;
 
 /// How often the connections of draining real servers are counted.
 const CHECK: Duration = Duration::from_secs(1);
@@ -122,6 +124,17 @@ impl Drains {
     /// How many real servers are leaving.
     pub(crate) fn len(&self) -> usize {
         self.leaving.len()
+    }
+
+    /// All that are leaving, for the control socket.
+    pub(crate) fn document(&self, now: Instant) -> control::Drains {
+        let drain = |((key, real), leaving): (&(VirtualServerKey, RealServerKey), &Leaving)| control::Drain {
+            virtual_server: (*key).into(),
+            real_server: SocketAddr::new(real.address, real.port),
+            milliseconds_left: leaving.time_left(now).as_millis().try_into().unwrap_or(u64::MAX),
+            whole: self.whole.contains_key(key),
+        };
+        control::Drains { drains: self.leaving.iter().map(drain).collect() }
     }
 
     /// When their connections are to be counted again; `None` while there are none.
@@ -367,7 +380,15 @@ impl Endpoint {
 
 impl Leaving {
     fn has_no_time(&self, now: Instant) -> bool {
-        self.deadline <= now || matches!(self.endpoint, Endpoint::Vanished(deadline) if deadline <= now)
+        self.time_left(now).is_zero()
+    }
+
+    fn time_left(&self, now: Instant) -> Duration {
+        let deadline = match self.endpoint {
+            Endpoint::Vanished(deadline) => deadline.min(self.deadline),
+            Endpoint::Unseen | Endpoint::Present | Endpoint::Terminating => self.deadline,
+        };
+        deadline.saturating_duration_since(now)
     }
 
     /// Whether its connections are to be looked at, should they be closing.

@@ -15,8 +15,8 @@ use model::{Family, Rules};
 use tokio::sync::oneshot;
 
 use crate::changes::Changes;
+use crate::control::AskReconciler;
 use crate::reconciler::Tuning;
-use crate::status::Names;
 use crate::traffic::Owners;
 
 /// Everything the reconciler has not been told yet.
@@ -38,8 +38,8 @@ pub(crate) struct Letter {
     pub(crate) unbound: BTreeSet<IpAddr>,
     /// What the operator has decided since.
     pub(crate) tuning: Option<Tuning>,
-    /// Who wants to know the Service behind each virtual server.
-    pub(crate) names: Vec<oneshot::Sender<Names>>,
+    /// What is asked on the control socket.
+    pub(crate) asks: Vec<AskReconciler>,
     /// The same for programs.
     pub(crate) owners: Vec<oneshot::Sender<Owners>>,
     /// What is behind all that has changed. It comes with that, and not by itself.
@@ -73,9 +73,9 @@ impl NodeSettings {
 
 impl Letter {
     fn is_empty(&self) -> bool {
-        let Self { urgent, services, arriving, node, complete, disturbed, unbound, tuning, names, owners, changes: _, stop } = self;
+        let Self { urgent, services, arriving, node, complete, disturbed, unbound, tuning, asks, owners, changes: _, stop } = self;
         let quiet = !(*complete || *stop) && disturbed.is_empty() && unbound.is_empty() && tuning.is_none();
-        let asked = !names.is_empty() || !owners.is_empty();
+        let asked = !asks.is_empty() || !owners.is_empty();
         urgent.is_empty() && services.is_empty() && arriving.is_empty() && node.is_none() && !asked && quiet
     }
 }

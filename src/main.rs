@@ -13,6 +13,7 @@ mod changes;
 mod check;
 mod cleanup;
 mod cli;
+mod control;
 mod disturbances;
 mod drain;
 mod eligibility;

@@ -21,6 +21,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::alignment::{Known, Whole, taking_over};
 use crate::change_log::ChangeLog;
+use crate::control::{AskReconciler, DesiredTable, DesiredVirtualServer, Stage};
 use crate::disturbances::Disturbances;
 use crate::drain::{Drains, Limits};
 use crate::health::{HEARTBEAT, Health};
@@ -32,7 +33,6 @@ use crate::refusals::Refusals;
 use crate::register::Origin;
 use crate::schedulers::Schedulers;
 use crate::stale_flows::{self, StaleFlows};
-use crate::status::Names;
 use crate::survey::OTHER_MODE;
 use crate::sysctls;
 use crate::traffic::{Owned, Owners};
@@ -231,9 +231,8 @@ impl Reconciler {
     }
 
     fn read(&mut self, letter: Letter) {
-        for ask in letter.names {
-            // Whoever asked may have gone.
-            let _ = ask.send(self.names());
+        for ask in letter.asks {
+            self.answer(ask);
         }
         if let Some(tuning) = letter.tuning {
             self.tune(tuning);
@@ -845,8 +844,33 @@ impl Reconciler {
         self.ledger.keys().filter_map(|key| self.ledger.owner(&key).map(|owner| Owned::new(key, owner))).collect()
     }
 
-    fn names(&self) -> Names {
-        self.ledger.keys().filter_map(|key| Some((key.to_string(), self.ledger.owner(&key)?.to_string()))).collect()
+    /// Answers what is asked on the control socket.
+    fn answer(&mut self, ask: AskReconciler) {
+        // Whoever asked may have gone.
+        match ask {
+            AskReconciler::VirtualServers(ask) => _ = ask.send(self.desired_table()),
+            AskReconciler::Drains(ask) => _ = ask.send(self.drains.document(Instant::now())),
+        }
+    }
+
+    fn desired_table(&mut self) -> DesiredTable {
+        let scope = Scope { virtual_servers: self.ledger.keys().collect(), ..Scope::default() };
+        let mut desired = self.ledger.desired(&scope);
+        self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
+        let virtual_servers = desired.virtual_servers.iter().filter_map(|(key, server)| {
+            let (owner, frontend) = (self.ledger.owner(key)?, self.ledger.frontend(key)?);
+            Some(DesiredVirtualServer::new(*key, frontend, &owner.service.to_string(), owner.port, server))
+        });
+        DesiredTable {
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.settings.config.node_name.to_string(),
+            stage: match (self.complete, self.saved) {
+                (true, _) => Stage::Complete,
+                (false, true) => Stage::OnSavedState,
+                (false, false) => Stage::Starting,
+            },
+            virtual_servers: virtual_servers.collect(),
+        }
     }
 }
 

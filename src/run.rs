@@ -18,7 +18,7 @@ use model::Via;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{LocalSet, spawn_local};
 use tracing::{debug, info, warn};
 
@@ -27,6 +27,7 @@ use crate::cleanup::KubeProxy;
 use crate::cli::{
     Bind, Cleanup, DetectLocalMode, KubeProxyLeftovers, NodePortAddress, Occupied, Proxy, Run, VipBinding, VipPing, WatchNodes,
 };
+use crate::control::Desk;
 use crate::drain::Limits;
 use crate::eligibility::Eligibility;
 use crate::exit::{Ending, Exit, kernel_ending};
@@ -50,12 +51,12 @@ use crate::settings::{self, Effective, Given, Origin};
 use crate::source::Event;
 use crate::source::api::{self, ApiSource, connect_to};
 use crate::source::manifests::ManifestSource;
-use crate::{cleanup, events, init, node, node_sysctls, removals, status, sysctls};
+use crate::{cleanup, events, init, node, node_sysctls, removals, sysctls};
 
 /// Events that may wait before whoever reads the API server has to.
 pub(crate) const EVENTS: usize = 1024;
-/// How long the control socket's client may have to wait for a reconciler that is busy.
-const NAMES_TIMEOUT: Duration = Duration::from_secs(4);
+/// Questions on the control socket that may wait before whoever asks one more is sent away.
+const QUESTIONS: usize = 16;
 
 /// Runs until a signal comes or, with `--once`, until the first synchronisation has been tried.
 ///
@@ -158,10 +159,18 @@ fn run(given: &Given, effective: Effective, logs: Logs) -> anyhow::Result<Option
     let outcome = tasks.block_on(&runtime, async {
         writer.map(|writer| spawn_local(writer.run()));
         let probes = Probes { health: health.clone(), families, eligibility, freshness, max_staleness };
-        serve(arguments, &mailbox, &metrics, probes, Pages { effective: told })?;
+        let (asker, asks) = mpsc::channel(QUESTIONS);
+        let desk = Desk { reconciler: mailbox.clone(), agent: asker };
+        serve(arguments, desk, &metrics, probes, Pages { effective: told })?;
         spawn_local(settings::follow(given.clone(), effective.clone(), apply));
-        follow(arguments.once, agent, source, Sources { events, network, sockets, lacking_schedulers, config: decided }, health)
-            .await
+        follow(
+            arguments.once,
+            agent,
+            source,
+            Sources { events, network, sockets, lacking_schedulers, config: decided, asks },
+            health,
+        )
+        .await
     });
     mailbox.post(|letter| letter.stop = true);
     if thread.join().is_err() {
@@ -233,11 +242,11 @@ fn selection(arguments: &Run, node_name: &str) -> String {
 }
 
 /// Starts the HTTP servers. A single synchronisation needs none.
-fn serve(arguments: &Run, mailbox: &Mailbox, metrics: &Metrics, probes: Probes, pages: Pages) -> anyhow::Result<()> {
+fn serve(arguments: &Run, desk: Desk, metrics: &Metrics, probes: Probes, pages: Pages) -> anyhow::Result<()> {
     if arguments.once {
         return Ok(());
     }
-    let scraped = Scraped::new(arguments, mailbox, metrics, &probes, pages);
+    let scraped = Scraped::new(arguments, &desk.reconciler, metrics, &probes, pages);
     let flags = &arguments.kube_proxy;
     if let Some(address) = placed(arguments.healthz_bind_address, flags.healthz_port) {
         let listener = listener(address, "/healthz", flags.bind_address_hard_fail)?;
@@ -254,8 +263,7 @@ fn serve(arguments: &Run, mailbox: &Mailbox, metrics: &Metrics, probes: Probes, 
     }
     if !arguments.control_socket.as_os_str().is_empty() {
         let listener = http::control_listener(&arguments.control_socket)?;
-        let mailbox = mailbox.clone();
-        spawn_local(http::serve_control(listener, move |path| answer_control(path, mailbox.clone())));
+        spawn_local(http::serve_control(listener, move |path| desk.clone().answer(path)));
     }
     Ok(())
 }
@@ -450,17 +458,5 @@ fn set_oom_score(effective: &Effective) {
     match effective.value("oom-score-adj") {
         Some(value) if value.origin != Origin::Default => warn!(score, %error, "cannot set oom_score_adj"),
         _ => debug!(score, %error, "cannot set oom_score_adj"),
-    }
-}
-
-async fn answer_control(path: String, mailbox: Mailbox) -> Answer {
-    if path != status::NAMES_PATH {
-        return Answer::text(StatusCode::NOT_FOUND, "there is only /names");
-    }
-    let (ask, answer) = oneshot::channel();
-    mailbox.post(|letter| letter.names.push(ask));
-    match tokio::time::timeout(NAMES_TIMEOUT, answer).await {
-        Ok(Ok(names)) => Answer::json(StatusCode::OK, &json!(names)),
-        _ => Answer::text(StatusCode::SERVICE_UNAVAILABLE, "the reconciler is busy or has ended; try again"),
     }
 }

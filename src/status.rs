@@ -5,27 +5,16 @@ use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::Request;
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
 use kernel::{Listing, Table};
 use model::{Family, Flags, RealServer, RealServerCounters, RealServerKey, VirtualServerConfig, VirtualServerKey};
 use serde::Serialize;
-use tokio::net::UnixStream;
 
 use crate::cli::{Output, Status};
+use crate::control::client::ask;
+use crate::control::{DesiredTable, DesiredVirtualServer, Query};
 use crate::exit::kernel_ending;
-
-/// The path under which the agent answers with names.
-pub(crate) const NAMES_PATH: &str = "/names";
-/// How long the agent may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// More than this is no answer of ours: 64 MiB hold the names of half a million virtual servers.
-const ANSWER_LIMIT: usize = 64 << 20;
 
 /// The Service port behind each virtual server, by the text of its key.
 pub(crate) type Names = BTreeMap<String, String>;
@@ -59,20 +48,12 @@ pub(crate) fn run(arguments: &Status) -> anyhow::Result<()> {
 }
 
 fn names_of_agent(socket: &Path) -> anyhow::Result<Names> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ask = async {
-        let stream = UnixStream::connect(socket).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // What goes wrong with the connection, the request says as well.
-        tokio::spawn(connection);
-        let request = Request::get(NAMES_PATH).header("host", "localhost").body(Empty::<Bytes>::new())?;
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        anyhow::ensure!(status.is_success(), "the agent answered {status}");
-        let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await.map_err(anyhow::Error::from_boxed)?;
-        Ok(serde_json::from_slice(&body.to_bytes())?)
+    let table: DesiredTable = ask(socket, Query::VirtualServers)?;
+    let name = |server: DesiredVirtualServer| {
+        let port = if server.port.is_empty() { String::new() } else { format!(":{}", server.port) };
+        Some((server.key.parse()?.to_string(), format!("{}{port}", server.service)))
     };
-    runtime.block_on(async { tokio::time::timeout(TIMEOUT, ask).await.context("the agent takes too long")? })
+    Ok(table.virtual_servers.into_iter().filter_map(name).collect())
 }
 
 fn print_text(out: &mut impl Write, table: &Table, names: &Names) -> io::Result<()> {

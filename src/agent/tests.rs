@@ -36,9 +36,10 @@ impl Running {
         let (sender, events) = mpsc::channel(16);
         let (network, followed) = watch::channel(Network::default());
         let (_, lacking_schedulers) = watch::channel(BTreeSet::new());
+        let (_, asks) = mpsc::channel(1);
         let (_, config) = watch::channel(Config::new(NODE));
         let mut sources =
-            Sources { events, network: followed, sockets: Sockets::follow(LONG).unwrap(), lacking_schedulers, config };
+            Sources { events, network: followed, sockets: Sockets::follow(LONG).unwrap(), lacking_schedulers, config, asks };
         let backoff = (Duration::from_millis(20), Duration::from_millis(100));
         let source = ApiSource::new(client, NODE.to_owned(), Tuning { backoff, ..Tuning::default() }, Freshness::new());
         let tasks = vec![
@@ -282,9 +283,10 @@ async fn j10_what_was_saved_is_served_when_nothing_is_told_and_until_everything_
             let (sender, events) = mpsc::channel(16);
             let (_network, followed) = watch::channel(Network::default());
             let (_, lacking_schedulers) = watch::channel(BTreeSet::new());
+            let (_, asks) = mpsc::channel(1);
             let (_, config) = watch::channel(Config::new(NODE));
             let mut sources =
-                Sources { events, network: followed, sockets: Sockets::follow(LONG).unwrap(), lacking_schedulers, config };
+                Sources { events, network: followed, sockets: Sockets::follow(LONG).unwrap(), lacking_schedulers, config, asks };
             let task = spawn_local(async move { agent.follow(&mut sources).await });
             let next = async || {
                 let wait = async {

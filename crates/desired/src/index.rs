@@ -15,7 +15,7 @@ use crate::name::{Names, ServiceName};
 use crate::object::{self, EndpointSlice, Node, ObjectMeta};
 use crate::problem::{Problem, Problems};
 use crate::service::Service;
-use crate::slice::Slice;
+use crate::slice::{Endpoint, Slice};
 
 const SERVICE: &str = "Service";
 const ENDPOINT_SLICE: &str = "EndpointSlice";
@@ -90,6 +90,17 @@ pub enum Priority {
     Rest,
 }
 
+/// Where an endpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// Its address.
+    pub address: IpAddr,
+    /// The name of the pod that it is, in the namespace of its Service.
+    pub pod: Option<&'a str>,
+    /// The name of the node that it is on.
+    pub node: Option<&'a str>,
+}
+
 /// What is known of one Service: itself, its slices, or both.
 #[derive(Debug, Default)]
 struct Entry {
@@ -97,6 +108,12 @@ struct Entry {
     problems: Box<[Problem]>,
     /// By name. Most Services have one or two.
     slices: Vec<(SliceName, Slice)>,
+}
+
+impl<'a> Place<'a> {
+    fn of(slice: &'a Slice, endpoint: &'a Endpoint) -> Self {
+        Self { address: endpoint.address, pod: slice.pod(endpoint), node: endpoint.node.as_deref() }
+    }
 }
 
 impl Index {
@@ -402,6 +419,12 @@ impl Index {
     /// The Services there are to serve.
     pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
         self.entries.iter().filter(|(_, entry)| entry.service.is_some()).map(|(name, _)| name)
+    }
+
+    /// Where the endpoints of the Service called `name` are, whatever their conditions.
+    pub fn places(&self, name: &ServiceName) -> impl Iterator<Item = Place<'_>> {
+        let slices = self.entries.get(name).into_iter().flat_map(|entry| &entry.slices);
+        slices.flat_map(|(_, slice)| slice.endpoints.iter().map(|endpoint| Place::of(slice, endpoint)))
     }
 
     /// What is known of the node.

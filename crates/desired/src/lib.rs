@@ -69,7 +69,7 @@ pub use endpoint_view::{Callers, EndpointView};
 pub use endpoints::Verdict;
 pub use facts::{InterfaceAddress, NodeFacts};
 pub use fragment::{Fragment, Frontend, FrontendKind, HealthCheck, Parting, Standing, TrafficPolicy};
-pub use index::{Index, Kind, Priority};
+pub use index::{Index, Kind, Place, Priority};
 pub use interface::{InterfacePattern, InvalidInterfacePattern};
 pub use ledger::{Conflict, Ledger, Owner};
 pub use listeners::Listener;
