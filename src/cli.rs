@@ -12,6 +12,7 @@ use model::Scheduler;
 use crate::exit::Exit;
 use crate::settings::KubeProxy;
 use crate::source::api::Endpoint;
+use crate::status::Status;
 use crate::{check, explain, manual, plan_command};
 
 /// Programs the Linux IPVS load balancer from Kubernetes Services.
@@ -32,7 +33,7 @@ pub(crate) enum Command {
   kube-ipvs config --cluster-cidr 10.244.0.0/16 --scheduler mh")]
     Config(Box<Run>),
     /// Print the kernel's IPVS table, with the Service behind each virtual server
-    Status(Status),
+    Status(Box<Status>),
     /// Print what `run` would change in the kernel and which Service asks for it; changes nothing
     Plan(Box<plan_command::Arguments>),
     /// Say in words what becomes of connections to an address or a Service on this node; changes nothing
@@ -424,20 +425,6 @@ impl Bind {
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  kube-ipvs status
-  kube-ipvs status -o json | jq '.virtualServers[].service'")]
-pub(crate) struct Status {
-    /// How to print the table
-    #[arg(short, long, default_value = "text", value_name = "FORMAT")]
-    pub(crate) output: Output,
-
-    /// The running agent's socket, which knows the Services' names
-    #[arg(long, default_value = CONTROL_SOCKET, value_name = "PATH")]
-    pub(crate) control_socket: PathBuf,
-}
-
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:
   kube-ipvs cleanup                  # when no agent runs any more
   kube-ipvs cleanup --hand-over      # when kube-proxy in IPVS mode has taken over
   kube-ipvs cleanup --kube-proxy     # with what kube-proxy in IPVS mode has left")]
@@ -474,14 +461,6 @@ impl Cleanup {
             force: false,
         }
     }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum Output {
-    /// The columns of ipvsadm -Ln
-    Text,
-    /// One JSON document
-    Json,
 }
 
 /// A path, or the empty one: clap's own parser takes an empty value for a missing one.

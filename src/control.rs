@@ -12,7 +12,7 @@ pub(crate) mod client;
 mod document;
 mod server;
 
-pub(crate) use document::{DesiredTable, DesiredVirtualServer, Drain, Drains, Endpoint, Endpoints, Stage};
+pub(crate) use document::{DesiredTable, DesiredVirtualServer, Drain, Drains, Endpoint, Endpoints, Key, Stage};
 pub(crate) use server::{AskAgent, AskReconciler, Desk};
 
 /// What can be asked.

@@ -41,35 +41,30 @@ impl Desk {
                 let paths = Query::ALL.map(Query::path).join(", ");
                 Answer::text(StatusCode::NOT_FOUND, &format!("there is no {path} here; try {paths}"))
             }
-            Some(Query::VirtualServers) => self.of_reconciler(AskReconciler::VirtualServers).await,
-            Some(Query::Drains) => self.of_reconciler(AskReconciler::Drains).await,
-            Some(Query::Endpoints) => self.of_agent(AskAgent::Endpoints).await,
+            Some(Query::VirtualServers) => in_json(self.ask_reconciler(AskReconciler::VirtualServers).await).await,
+            Some(Query::Drains) => in_json(self.ask_reconciler(AskReconciler::Drains).await).await,
+            Some(Query::Endpoints) => in_json(self.ask_agent(AskAgent::Endpoints).await).await,
         }
     }
 
-    async fn of_reconciler<T>(self, question: impl FnOnce(oneshot::Sender<T>) -> AskReconciler) -> Answer
-    where
-        T: Serialize + Send + 'static,
-    {
+    /// What the reconciler says; `None` when it is too busy to.
+    pub(crate) async fn ask_reconciler<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> AskReconciler) -> Option<T> {
         let (ask, answer) = oneshot::channel();
         self.reconciler.post(|letter| letter.asks.push(question(ask)));
-        told(answer, "the reconciler").await
+        tokio::time::timeout(PATIENCE, answer).await.ok()?.ok()
     }
 
-    async fn of_agent<T>(self, question: impl FnOnce(oneshot::Sender<T>) -> AskAgent) -> Answer
-    where
-        T: Serialize + Send + 'static,
-    {
+    /// What the agent's asynchronous side says; `None` when it is too busy to.
+    pub(crate) async fn ask_agent<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> AskAgent) -> Option<T> {
         let (ask, answer) = oneshot::channel();
-        // Where nobody takes questions any more, nobody answers either.
-        let _ = self.agent.try_send(question(ask));
-        told(answer, "the agent").await
+        self.agent.try_send(question(ask)).ok()?;
+        tokio::time::timeout(PATIENCE, answer).await.ok()?.ok()
     }
 }
 
-async fn told<T: Serialize + Send + 'static>(answer: oneshot::Receiver<T>, who: &str) -> Answer {
-    let Ok(Ok(document)) = tokio::time::timeout(PATIENCE, answer).await else {
-        return Answer::text(StatusCode::SERVICE_UNAVAILABLE, &format!("{who} is busy or has ended; try again"));
+async fn in_json<T: Serialize + Send + 'static>(document: Option<T>) -> Answer {
+    let Some(document) = document else {
+        return Answer::text(StatusCode::SERVICE_UNAVAILABLE, "who knows that is busy or has ended; try again");
     };
     // Of a large node it is megabytes, for which nobody else is to wait.
     match tokio::task::spawn_blocking(move || serde_json::to_vec(&document)).await {

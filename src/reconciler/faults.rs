@@ -255,12 +255,8 @@ fn ensure_served(lasting: &[(VirtualServerKey, IpAddr)], context: &str) {
     for (key, address) in lasting {
         let listing = table.virtual_servers.iter().find(|listing| listing.key == *key);
         let listing = listing.unwrap_or_else(|| panic!("{context}: {key} is gone"));
-        let real = listing.real_servers.iter().find(|(real, ..)| real.address == *address);
-        assert!(
-            real.is_some_and(|(_, server, _)| server.weight > 0),
-            "{context}: {key} has lost {address}: {:?}",
-            listing.real_servers
-        );
+        let real = listing.real_servers.iter().find(|real| real.key.address == *address);
+        assert!(real.is_some_and(|real| real.server.weight > 0), "{context}: {key} has lost {address}: {:?}", listing.real_servers);
     }
 }
 

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const CLIENT: &str = "exec 3<>/dev/tcp/10.96.0.10/80 || exit 1
 while echo ping >&3 2>/dev/null && read -t 3 -u 3 line 2>/dev/null; do echo held; sleep 0.1; done; echo lost";
 
-fn slice(pods: &[&Pod]) -> String {
+pub(crate) fn slice(pods: &[&Pod]) -> String {
     let slice = EndpointSlice::ipv4("web").port("http", Protocol::Tcp, 8080);
     pods.iter().fold(slice, |slice, pod| slice.pod(pod)).to_string()
 }
@@ -29,7 +29,7 @@ fn service() -> Service {
 }
 
 /// Two pods that echo, behind a Service, and a client whose connection one of them has: that pod comes first.
-fn connect(world: &World, arguments: &[&str]) -> Result<([Pod; 2], Vec<Process>, Process)> {
+pub(crate) fn connect(world: &World, arguments: &[&str]) -> Result<([Pod; 2], Vec<Process>, Process)> {
     connect_to(world, &service(), arguments)
 }
 

@@ -1,12 +1,11 @@
 //! `kube-ipvs status` beside ipvsadm.
 
-use std::collections::BTreeSet;
-
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use testkit::manifest::Service;
-use testkit::{On, Protocol, Result, World, answers};
+use testkit::{Family, On, Protocol, Result, World, answers, eventually};
 
-use crate::support::{POD_PORT, lines, node, serving, slices, started, synchronise};
+use crate::drain::{connect, held, slice};
+use crate::support::{PATIENCE, POD_PORT, lines, node, serving, slices, started, synchronise};
 
 const NAMES: [(&str, &str); 6] = [
     ("TCP  10.96.0.10:80", "default/web:tcp"),
@@ -34,50 +33,55 @@ fn write_services(world: &World, pods: [&testkit::Pod; 2]) -> Result {
     )
 }
 
-/// What another program put there: status prints the kernel's table, not what the agent thinks of it.
+/// What another program put there: status prints the kernel's table, not what the agent thinks of it. ipvsadm compares addresses in numbers that
+/// are too small for them, so that the order of some of these goes in a circle.
 const FOREIGN: &str = "\
 -A -f 7 -s rr -p 60 -M 255.255.255.0
 -a -f 7 -r 192.0.2.14:0 -g -w 5
 -A -f 8 -6 -s lc
 -A -t 192.0.2.1:443 -s mh -b mh-fallback,mh-port
 -a -t 192.0.2.1:443 -r 192.0.2.10:443 -i -w 1000
+-a -t 192.0.2.1:443 -r 10.0.0.10:443 -m -w 1 -x 100 -y 50
+-a -t 192.0.2.1:443 -r 100.64.0.10:443 -m -w 1
 -A -u 192.0.2.1:53 -s sh -o -b sh-port
+-A -t 100.64.0.1:80 -s rr
+-A -t 200.0.0.1:80 -s wlc
 -A -t [2001:db8::1]:443 -s wrr -p 10800 -M 64
 -a -t [2001:db8::1]:443 -r [2001:db8:0:1:2:3:4:5]:8443 -m -w 65535
 ";
 
-/// The table as blocks of a virtual server with its real servers: the kernel tells virtual servers in the order of its hash table.
-fn blocks(table: &str) -> Result<(Vec<String>, BTreeSet<Vec<String>>)> {
-    let all: Vec<_> = lines(table).map(str::to_owned).collect();
-    let (head, rest) = all.split_at_checked(3).with_context(|| format!("no table: {table}"))?;
-    let mut blocks: Vec<Vec<String>> = Vec::new();
-    for line in rest {
-        match blocks.last_mut() {
-            Some(block) if line.starts_with("  ->") => block.push(line.clone()),
-            _ => blocks.push(vec![line.clone()]),
-        }
-    }
-    // Real servers are told in the order of their addition, or of its reverse.
-    blocks.iter_mut().for_each(|block| block.sort_unstable_by_key(|line| (line.starts_with("  ->"), line.clone())));
-    Ok((head.to_vec(), blocks.into_iter().collect()))
+/// What ipvsadm and `status --ipvsadm` can be asked for alike.
+const FORMS: [&[&str]; 9] = [
+    &[],
+    &["--stats"],
+    &["--rate"],
+    &["--stats", "--exact"],
+    &["--thresholds"],
+    &["--persistent-conn"],
+    &["--timeout"],
+    &["-c"],
+    &["-t", "10.96.0.10:80"],
+];
+
+/// Fails unless both print the same bytes. What is counted goes on, so that either may be ahead of the other once.
+fn same_bytes_as_ipvsadm(world: &World, form: &[&str]) -> Result<String> {
+    eventually(PATIENCE, || {
+        let ours = world.kube_ipvs(&[&["status", "-Ln", "--ipvsadm"], form].concat())?;
+        let theirs = world.node().exec(&[&["ipvsadm", "-Ln"], form].concat())?;
+        ensure!(ours == theirs, "{form:?}: status says\n{ours}where ipvsadm says\n{theirs}");
+        Ok(ours)
+    })
 }
 
-fn without_names(table: &str) -> String {
-    let strip = |line: &str| match line.rsplit_once(" (") {
-        Some((rest, name)) if name.ends_with(')') && name.contains('/') => format!("{rest}\n"),
-        _ => format!("{line}\n"),
-    };
-    table.lines().map(strip).collect()
-}
-
-fn same_as_ipvsadm(world: &World) -> Result<String> {
+/// Fails unless each line of the table is one of ipvsadm's, with what there is to say of it behind.
+fn same_lines_as_ipvsadm(world: &World) -> Result<String> {
     let status = world.kube_ipvs(&["status"])?;
-    let (head, ours) = blocks(&without_names(&status))?;
-    let (wanted_head, theirs) = blocks(&world.node().exec(&["ipvsadm", "-Ln"])?)?;
-    ensure!(head == wanted_head, "the head is {head:?} instead of {wanted_head:?}");
-    let more: Vec<_> = ours.difference(&theirs).collect();
-    let less: Vec<_> = theirs.difference(&ours).collect();
-    ensure!(more.is_empty() && less.is_empty(), "status says {more:#?} where ipvsadm says {less:#?}");
+    let theirs = world.node().exec(&["ipvsadm", "-Ln"])?;
+    let theirs: Vec<_> = lines(&theirs).map(str::trim_end).collect();
+    for line in lines(&status) {
+        ensure!(theirs.iter().any(|their| line.starts_with(their)), "status says {line:?}, ipvsadm {theirs:#?}");
+    }
+    ensure!(lines(&status).count() == theirs.len(), "{status} has not as many lines as {theirs:#?}");
     Ok(status)
 }
 
@@ -91,23 +95,75 @@ fn status_reads_like_ipvsadm_and_names_the_services() {
         world.node().exec_with_input(&["ipvsadm", "-R"], FOREIGN)?;
         let agent = started(world, &[])?;
         answers(client.call(Protocol::Tcp, "10.96.0.10:80", 3)?)?;
-        let status = same_as_ipvsadm(world)?;
+        answers(client.call(Protocol::Udp, "[fd00:96::10]:80", 3)?)?;
+
+        let bytes = FORMS.iter().map(|form| same_bytes_as_ipvsadm(world, form)).collect::<Result<Vec<_>>>()?;
+        let [plain, stats, .., connections, one] = bytes.as_slice() else { bail!("other forms") };
+        ensure!(plain.contains("TCP  200.0.0.1:80 wlc") && plain.contains("FWM  8 IPv6 lc"), "{plain}");
+        ensure!(stats.lines().any(|line| line.starts_with("TCP  10.96.0.10:80 ") && line.contains("        3 ")), "{stats}");
+        ensure!(connections.contains("10.96.0.10:80") && connections.contains("[fd00:96::10]:80"), "{connections}");
+        ensure!(one.starts_with("Prot LocalAddress:Port") && one.lines().count() == 5, "{one}");
+
+        let status = same_lines_as_ipvsadm(world)?;
         for (start, name) in NAMES {
             let wanted = format!("{start} rr persistent 10800 ({name})");
             ensure!(lines(&status).any(|line| line == wanted), "no line {wanted:?} in\n{status}");
         }
         ensure!(lines(&status).any(|line| line == "TCP  10.96.0.20:80 rr (default/plain:tcp)"), "{status}");
-        ensure!(lines(&status).any(|line| line == "TCP  192.0.2.1:443 mh (mh-fallback,mh-port)"), "{status}");
+        ensure!(lines(&status).any(|line| line == "TCP  192.0.2.1:443 mh (mh-fallback,mh-port) (foreign)"), "{status}");
+        let real = format!("{}:{POD_PORT}", b.address(Family::V4));
+        ensure!(lines(&status).any(|line| line.contains(&real) && line.ends_with(" b")), "{status}");
+        let wide = world.kube_ipvs(&["status", "-o", "wide", "--service", "default/web", "-t", "10.96.0.10:80"])?;
+        ensure!(lines(&wide).any(|line| line.contains(&real) && line.ends_with(" b on node2")), "{wide}");
+        ensure!(!wide.contains("plain") && !wide.contains("foreign") && !wide.contains("UDP"), "{wide}");
+        let empty = world.kube_ipvs(&["status", "--no-servers", "--vip", "10.96.0.30"])?;
+        ensure!(empty.contains("(default/empty:tcp)") && lines(&empty).count() == 4, "{empty}");
+        let named = world.kube_ipvs(&["status", "-c", "--endpoint", &b.address(Family::V4).to_string()])?;
+        ensure!(lines(&named).skip(2).all(|line| line.contains(&real)), "{named}");
+        ensure!(named.contains("(default/web:tcp b)"), "{named}");
+        let numeric = world.kube_ipvs(&["status", "-n"])?;
+        ensure!(!numeric.contains("default/") && numeric.contains("(foreign)"), "{numeric}");
 
         let mode = world.node().exec(&["stat", "-c", "%a %F", "/run/kube-ipvs/kube-ipvs.sock"])?;
         ensure!(mode.trim() == "600 socket", "the control socket is {mode}");
         let mode = world.node().exec(&["stat", "-c", "%a", "/run/kube-ipvs"])?;
         ensure!(mode.trim() == "700", "its directory is {mode}");
 
-        // Without an agent, even without the socket that one left, there are no names, and everything else.
+        // Without an agent, even without the socket that one left, there are no names, and everything else; what is foreign our sets tell.
         agent.kill()?;
-        let nameless = same_as_ipvsadm(world)?;
+        let nameless = same_lines_as_ipvsadm(world)?;
         ensure!(!nameless.contains("default/"), "{nameless}");
+        ensure!(nameless.matches("(foreign)").count() == status.matches("(foreign)").count(), "{nameless}");
+        let refused = world.node().try_exec(&["kube-ipvs", "status", "--namespace", "default"])?;
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(refused.status.code() == Some(1) && said.contains("only a running agent knows"), "{said}");
+        Ok(())
+    });
+}
+
+#[test]
+fn status_shows_what_drains_and_what_has_drifted() {
+    World::test(|world| {
+        let ([busy, other], _processes, connection) = connect(world, &["--audit-period", "1h", "--check-period", "0s"])?;
+        ensure!(lines(&world.kube_ipvs(&["status", "--draining"])?).count() == 3, "nothing drains yet");
+        world.write("endpoints.yaml", &slice(&[&other]))?;
+        let real = format!("{}:8080", busy.address(Family::V4));
+        let draining = eventually(PATIENCE, || {
+            let draining = world.kube_ipvs(&["status", "--draining"])?;
+            ensure!(lines(&draining).any(|line| line.contains(&real)), "{draining}");
+            Ok(draining)
+        })?;
+        ensure!(lines(&draining).any(|line| line.contains(&real) && line.contains("draining ")), "{draining}");
+        held(&connection)?;
+
+        ensure!(lines(&world.kube_ipvs(&["status", "--drifted"])?).count() == 3, "nothing has drifted yet");
+        let other = format!("{}:8080", other.address(Family::V4));
+        world.node().exec(&["ipvsadm", "-e", "-t", "10.96.0.10:80", "-r", &other, "-m", "-w", "7"])?;
+        let drifted = world.kube_ipvs(&["status", "--drifted", "-o", "wide"])?;
+        ensure!(lines(&drifted).any(|line| line.contains(&other) && line.ends_with("drifted: desired: weight 1")), "{drifted}");
+        world.node().exec(&["ipvsadm", "-D", "-t", "10.96.0.10:80"])?;
+        let drifted = world.kube_ipvs(&["status", "--drifted"])?;
+        ensure!(drifted.contains("TCP  10.96.0.10:80 rr (default/web:http, drifted: not in the kernel)"), "{drifted}");
         Ok(())
     });
 }

@@ -10,7 +10,7 @@ use model::{Protocol, RealServerKey, VirtualServerKey};
 use crate::Error;
 
 /// Of this thread's network namespace; the mere `/proc/net` is that of the process' first thread.
-const CONNECTIONS: &str = "/proc/thread-self/net/ip_vs_conn";
+pub(crate) const CONNECTIONS: &str = "/proc/thread-self/net/ip_vs_conn";
 
 /// Frontends and real servers between which connections are half closed.
 pub type HalfClosed = BTreeSet<(VirtualServerKey, RealServerKey)>;
@@ -51,7 +51,7 @@ fn parse(line: &str) -> Result<Option<(VirtualServerKey, RealServerKey)>, ()> {
     Ok(Some((VirtualServerKey::address(address, Protocol::Tcp, port), RealServerKey::new(real_address, real_port))))
 }
 
-fn end((address, port): (Option<&str>, Option<&str>)) -> Result<(IpAddr, u16), ()> {
+pub(crate) fn end((address, port): (Option<&str>, Option<&str>)) -> Result<(IpAddr, u16), ()> {
     let (address, port) = (address.ok_or(())?, port.ok_or(())?);
     let address = match address.contains(':') {
         true => address.parse().map_err(|_| ())?,

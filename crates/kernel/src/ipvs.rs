@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use model::{
-    Family, Protocol, RealServer, RealServerCounters, RealServerKey, RealServers, Scheduler, TrafficCounters, VirtualServer,
-    VirtualServerConfig, VirtualServerKey,
+    Family, Protocol, RealServer, RealServerCounters, RealServerKey, RealServers, Scheduler, TrafficCounters, TrafficRates,
+    VirtualServer, VirtualServerConfig, VirtualServerKey,
 };
 use neli::consts::socket::NlFamily;
 use plan::Step;
@@ -27,7 +27,7 @@ pub struct Table {
     pub version: String,
     /// Buckets of the connection hash table.
     pub connection_table_size: u32,
-    /// All virtual servers, whoever made them, ordered by key.
+    /// All virtual servers, whoever made them, in the kernel's order.
     pub virtual_servers: Vec<Listing>,
 }
 
@@ -40,8 +40,25 @@ pub struct Listing {
     pub config: VirtualServerConfig,
     /// What it has seen.
     pub traffic: TrafficCounters,
-    /// Its real servers, ordered by key.
-    pub real_servers: Vec<(RealServerKey, RealServer, RealServerCounters)>,
+    /// What it sees.
+    pub rates: TrafficRates,
+    /// Its real servers, in the kernel's order.
+    pub real_servers: Vec<RealListing>,
+}
+
+/// One real server with its counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RealListing {
+    /// What makes it itself.
+    pub key: RealServerKey,
+    /// Its settings.
+    pub server: RealServer,
+    /// Its connections.
+    pub connections: RealServerCounters,
+    /// What it has seen.
+    pub traffic: TrafficCounters,
+    /// What it sees.
+    pub rates: TrafficRates,
 }
 
 /// One real server of a virtual server, with what the kernel counts of it.
@@ -163,13 +180,16 @@ impl Ipvs {
         )?;
         let info = info.ok_or_else(|| Error::malformed("reading the IPVS version", "nothing"))?;
         let (major, minor, patch) = info.version;
-        let mut virtual_servers = Vec::new();
-        for (key, config, traffic) in self.services(|service| Ok((service.key, service.config, service.statistics.traffic()?)))? {
-            let mut real_servers = self.dests(&key, |dest| Ok((dest.key, dest.server, dest.connections)))?;
-            real_servers.sort_unstable_by_key(|(real, ..)| *real);
-            virtual_servers.push(Listing { key, config, traffic, real_servers });
+        let listing = |Service { key, config, statistics }: Service<'_>| {
+            Ok(Listing { key, config, traffic: statistics.traffic()?, rates: statistics.rates()?, real_servers: Vec::new() })
+        };
+        let mut virtual_servers = self.services(listing)?;
+        for Listing { key, real_servers, .. } in &mut virtual_servers {
+            *real_servers = self.dests(key, |dest| {
+                let Dest { key, server, connections, statistics } = dest;
+                Ok(RealListing { key, server, connections, traffic: statistics.traffic()?, rates: statistics.rates()? })
+            })?;
         }
-        virtual_servers.sort_unstable_by_key(|listing| listing.key);
         Ok(Table {
             version: format!("{major}.{minor}.{patch}"),
             connection_table_size: info.connection_table_size,
@@ -357,7 +377,22 @@ impl Listing {
             key,
             config: VirtualServerConfig::new(Scheduler::RR, key.family()),
             traffic: TrafficCounters::default(),
+            rates: TrafficRates::default(),
             real_servers: Vec::new(),
+        }
+    }
+}
+
+impl RealListing {
+    /// A real server with default settings and without connections or traffic, to build listings from.
+    #[must_use]
+    pub fn of(key: RealServerKey) -> Self {
+        Self {
+            key,
+            server: RealServer::default(),
+            connections: RealServerCounters::default(),
+            traffic: TrafficCounters::default(),
+            rates: TrafficRates::default(),
         }
     }
 }

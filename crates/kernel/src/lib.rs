@@ -20,6 +20,7 @@
 //! ```
 
 mod apply;
+mod connection_list;
 mod connections;
 mod conntrack;
 mod error;
@@ -42,13 +43,14 @@ mod vips;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{Family, Flow, Protocol, RealServerCounters, RealServerKey, Scheduler, State, VirtualServerKey};
+use model::{Family, Flow, Protocol, RealServerCounters, RealServerKey, Scheduler, Set, SetState, State, VirtualServerKey};
 
+pub use connection_list::{Connection, Connections};
 pub use connections::HalfClosed;
 pub use conntrack::Conntrack;
 pub use error::Error;
 pub use ipset::Ipset;
-pub use ipvs::{Listing, RealServerTraffic, Table};
+pub use ipvs::{Listing, RealListing, RealServerTraffic, Table};
 pub use kube_proxy::{Leftovers, Mode};
 pub use meter::Meter;
 pub use monitor::{Monitor, Notice};
@@ -252,4 +254,22 @@ impl Kernel {
 pub fn read_table() -> Result<Table, Error> {
     Capability::NetAdmin.check()?;
     Ipvs::open()?.table()
+}
+
+/// Reads how long idle connections are kept, as `ipvsadm -L --timeout` does.
+///
+/// # Errors
+/// When the process lacks `CAP_NET_ADMIN`, or the kernel has no IPVS.
+pub fn read_timeouts() -> Result<Timeouts, Error> {
+    Capability::NetAdmin.check()?;
+    Ipvs::open()?.timeouts()
+}
+
+/// Reads the sets that are ours: what they list is ours, whoever runs.
+///
+/// # Errors
+/// When the process lacks `CAP_NET_ADMIN`, the kernel has no ipset, or the sets cannot be read in full.
+pub fn read_sets() -> Result<BTreeMap<Set, SetState>, Error> {
+    Capability::NetAdmin.check()?;
+    Ipset::open()?.observe()
 }

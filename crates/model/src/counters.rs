@@ -25,3 +25,18 @@ pub struct TrafficCounters {
     /// Bytes to clients; only masquerading sees them.
     pub bytes_out: u64,
 }
+
+/// Traffic per second, as the kernel estimates it: a mean over the last 8 seconds or so, in which later ones count more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrafficRates {
+    /// Connections scheduled.
+    pub connections: u64,
+    /// Packets from clients.
+    pub packets_in: u64,
+    /// Packets to clients; only masquerading sees them.
+    pub packets_out: u64,
+    /// Bytes from clients.
+    pub bytes_in: u64,
+    /// Bytes to clients; only masquerading sees them.
+    pub bytes_out: u64,
+}

@@ -31,7 +31,7 @@ mod state;
 mod vip;
 mod virtual_server;
 
-pub use counters::{RealServerCounters, TrafficCounters};
+pub use counters::{RealServerCounters, TrafficCounters, TrafficRates};
 pub use family::{Family, Protocol};
 pub use flow::{Direction, Flow};
 pub use real_servers::{Iter, RealServers};

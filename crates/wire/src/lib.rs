@@ -20,7 +20,7 @@
 //! | its `ADDR_FAMILY`, `ADDR`, `PORT` | [`RealServerKey`](model::RealServerKey) |
 //! | `FWD_METHOD` | [`ForwardingMethod`](model::ForwardingMethod) |
 //! | `ACTIVE_CONNS`, `INACT_CONNS`, `PERSIST_CONNS` | [`RealServerCounters`](model::RealServerCounters) |
-//! | `STATS64`, else `STATS` | [`TrafficCounters`](model::TrafficCounters) |
+//! | `STATS64`, else `STATS` | [`TrafficCounters`](model::TrafficCounters), [`TrafficRates`](model::TrafficRates) |
 //! | entry of a set (`IPSET_ATTR_DATA`) | [member](model::Member) |
 //! | `maxelem` | [`capacity`](model::SetState::capacity) |
 //! | local route or address on `kube-ipvs0` | [VIP](model::Vip) |

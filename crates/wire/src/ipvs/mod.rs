@@ -10,7 +10,7 @@ mod service;
 pub use dest::{Dest, parse_dest};
 pub use service::{Service, parse_service};
 
-use model::TrafficCounters;
+use model::{TrafficCounters, TrafficRates};
 
 use crate::reader::{Attribute, Attributes, required};
 use crate::writer::Writer;
@@ -48,6 +48,11 @@ const IPVS_STATS_ATTR_INPKTS: u16 = 2;
 const IPVS_STATS_ATTR_OUTPKTS: u16 = 3;
 const IPVS_STATS_ATTR_INBYTES: u16 = 4;
 const IPVS_STATS_ATTR_OUTBYTES: u16 = 5;
+const IPVS_STATS_ATTR_CPS: u16 = 6;
+const IPVS_STATS_ATTR_INPPS: u16 = 7;
+const IPVS_STATS_ATTR_OUTPPS: u16 = 8;
+const IPVS_STATS_ATTR_INBPS: u16 = 9;
+const IPVS_STATS_ATTR_OUTBPS: u16 = 10;
 
 /// Writes requests to the IPVS family under the number this kernel gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,5 +215,25 @@ impl Statistics<'_> {
             }
         }
         Ok(traffic)
+    }
+
+    /// Reads the estimated rates; they are 0 where the kernel sends none, or does not estimate (`net.ipv4.vs.run_estimation`).
+    ///
+    /// # Errors
+    /// When they are malformed.
+    pub fn rates(&self) -> Result<TrafficRates, Malformed> {
+        let mut rates = TrafficRates::default();
+        for attribute in self.0.iter().flat_map(|stats| stats.nested("IPVS statistics")) {
+            let attribute = attribute?;
+            match attribute.kind {
+                IPVS_STATS_ATTR_CPS => rates.connections = attribute.counter()?,
+                IPVS_STATS_ATTR_INPPS => rates.packets_in = attribute.counter()?,
+                IPVS_STATS_ATTR_OUTPPS => rates.packets_out = attribute.counter()?,
+                IPVS_STATS_ATTR_INBPS => rates.bytes_in = attribute.counter()?,
+                IPVS_STATS_ATTR_OUTBPS => rates.bytes_out = attribute.counter()?,
+                _ => {}
+            }
+        }
+        Ok(rates)
     }
 }
