@@ -13,6 +13,7 @@ use crate::exit::Exit;
 use crate::settings::KubeProxy;
 use crate::source::api::Endpoint;
 use crate::status::Status;
+use crate::top::Top;
 use crate::{check, explain, manual, plan_command};
 
 /// Programs the Linux IPVS load balancer from Kubernetes Services.
@@ -34,6 +35,8 @@ pub(crate) enum Command {
     Config(Box<Run>),
     /// Print the kernel's IPVS table, with the Service behind each virtual server
     Status(Box<Status>),
+    /// Show Services by what they carry, live, and the servers of each
+    Top(Top),
     /// Print what `run` would change in the kernel and which Service asks for it; changes nothing
     Plan(Box<plan_command::Arguments>),
     /// Say in words what becomes of connections to an address or a Service on this node; changes nothing

@@ -54,6 +54,7 @@ mod stale_flows;
 mod status;
 mod survey;
 mod sysctls;
+mod top;
 mod traffic;
 
 use std::env;
@@ -80,6 +81,7 @@ fn main() -> ExitCode {
         Command::Run(_) => run::start(&Given::new(arguments, "run")),
         Command::Config(_) => settings::show(&Given::new(arguments, "config")).map(|()| None),
         Command::Status(arguments) => status::run(&arguments).map(|()| None),
+        Command::Top(arguments) => top::run(&arguments).map(|()| None),
         Command::Plan(asked) => {
             effective("plan").map_err(Ending::without_usage).and_then(|effective| plan_command::run(&asked, &effective))
         }

@@ -39,6 +39,7 @@ const MAY_USE: [(&str, &[&str]); 7] = [
             "k8s-openapi",
             "kube",
             "prometheus",
+            "ratatui",
             "serde",
             "serde-saphyr",
             "serde_json",

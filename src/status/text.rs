@@ -226,7 +226,7 @@ pub(crate) fn flags(config: &VirtualServerConfig, family: Family) -> String {
 }
 
 /// As ipvsadm prints it: a netmask for IPv4, the length of a prefix for IPv6.
-fn mask(family: Family, bits: u8) -> String {
+pub(crate) fn mask(family: Family, bits: u8) -> String {
     match family {
         Family::V4 => Ipv4Addr::from_bits(u32::MAX.checked_shl(32 - u32::from(bits.min(32))).unwrap_or(0)).to_string(),
         Family::V6 => bits.to_string(),

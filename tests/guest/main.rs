@@ -30,6 +30,7 @@ mod start;
 mod status;
 mod support;
 mod timeouts;
+mod top;
 mod traffic;
 mod udp;
 mod world;

@@ -39,6 +39,7 @@ pub(crate) const GUEST_TOOLS: &[Tool] = &[
     tool("iptables-nft", "iptables", "loads the packet rules"),
     tool("conntrack", "conntrack", "shows connections in the tests"),
     tool("nft", "nftables", "shows packet rules in the tests"),
+    tool("tmux", "tmux", "is a terminal for the tests"),
 ];
 
 /// Programs for the tests on this machine's own kernel.

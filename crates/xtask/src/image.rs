@@ -19,8 +19,19 @@ use crate::kernel::Kernel;
 const INIT: &str = include_str!("init.sh");
 
 /// Tools that are taken from this machine, each to /usr/sbin.
-const TOOLS: &[&str] =
-    &["conntrack", "ip", "ipset", "ipvsadm", "nft", "nsenter", "setpriv", "unshare", "xtables-legacy-multi", "xtables-nft-multi"];
+const TOOLS: &[&str] = &[
+    "conntrack",
+    "ip",
+    "ipset",
+    "ipvsadm",
+    "nft",
+    "nsenter",
+    "setpriv",
+    "tmux",
+    "unshare",
+    "xtables-legacy-multi",
+    "xtables-nft-multi",
+];
 
 /// The shells: busybox' own would run its applets in place of the tools of the same name (its `ip` knows no namespaces), and so would its nsenter. dash
 /// for scripts, bash for people.
@@ -169,6 +180,9 @@ fn skeleton(archive: &mut Archive, tools: &Tools) -> Result<()> {
         0o644,
         b"ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-ICMP\nsctp 132 SCTP\n",
     )?;
+    // Which characters there are: tmux insists on more than ASCII. It comes with libc-bin.
+    const CHARACTERS: &str = "/usr/lib/locale/C.utf8/LC_CTYPE";
+    archive.file(CHARACTERS, 0o644, &fs::read(CHARACTERS).with_context(|| format!("cannot read {CHARACTERS}"))?)?;
     archive.file("/etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n")?;
     archive.file("/etc/group", 0o644, b"root:x:0:\n")?;
     archive.file("/etc/hosts", 0o644, b"127.0.0.1 localhost\n::1 localhost\n")?;
