@@ -124,6 +124,11 @@ pub(crate) struct Run {
     #[arg(long, default_value_t = 1000, value_name = "NUMBER")]
     pub(crate) traffic_metrics_limit: usize,
 
+    /// Serve a page with Services, their real servers and what they carry at / of the metrics address, for a browser. Whoever can reach that
+    /// address can see it
+    #[arg(long)]
+    pub(crate) status_page: bool,
+
     /// The socket on which other subcommands ask what this agent knows; empty for none
     #[arg(long, default_value = CONTROL_SOCKET, value_name = "PATH", value_parser = path_or_none)]
     pub(crate) control_socket: PathBuf,

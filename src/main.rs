@@ -52,6 +52,7 @@ mod settings;
 mod source;
 mod stale_flows;
 mod status;
+mod status_page;
 mod survey;
 mod sysctls;
 mod top;

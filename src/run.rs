@@ -4,13 +4,11 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::time::Duration;
 
 use anyhow::Context;
 use desired::{
     Config, DetectLocal, InterfaceName, MarkBit, Masquerade, NodePortAddresses, OccupiedNodePorts, PortRange, RuleOptions,
 };
-use hyper::StatusCode;
 use kernel::sysctl;
 use kernel::{Kernel, Timeouts, supported_families};
 use kube::Client;
@@ -34,7 +32,7 @@ use crate::exit::{Ending, Exit, kernel_ending};
 use crate::freshness::Freshness;
 use crate::health::Health;
 use crate::health_check::HealthChecks;
-use crate::http::{self, Answer};
+use crate::http;
 use crate::listeners::Sockets;
 use crate::logs::Logs;
 use crate::mailbox::Mailbox;
@@ -246,7 +244,7 @@ fn serve(arguments: &Run, desk: Desk, metrics: &Metrics, probes: Probes, pages: 
     if arguments.once {
         return Ok(());
     }
-    let scraped = Scraped::new(arguments, &desk.reconciler, metrics, &probes, pages);
+    let scraped = Scraped::new(arguments, &desk, metrics, &probes, pages);
     let flags = &arguments.kube_proxy;
     if let Some(address) = placed(arguments.healthz_bind_address, flags.healthz_port) {
         let listener = listener(address, "/healthz", flags.bind_address_hard_fail)?;

@@ -6,13 +6,14 @@ use hyper::StatusCode;
 use tokio::sync::watch;
 
 use crate::cli::{Run, TrafficMetrics};
+use crate::control::Desk;
 use crate::freshness::Freshness;
 use crate::health::Health;
 use crate::http::Answer;
-use crate::mailbox::Mailbox;
 use crate::metrics::Metrics;
 use crate::pages::Pages;
 use crate::probes::Probes;
+use crate::status_page::StatusPage;
 use crate::traffic::{Detail, Traffic};
 
 /// What is answered from. Cloning shares it.
@@ -24,10 +25,12 @@ pub(crate) struct Scraped {
     /// `None` where nobody wants it.
     traffic: Option<Traffic>,
     pages: Pages,
+    /// `None` unless it is asked for.
+    status_page: Option<StatusPage>,
 }
 
 impl Scraped {
-    pub(crate) fn new(arguments: &Run, mailbox: &Mailbox, metrics: &Metrics, probes: &Probes, pages: Pages) -> Self {
+    pub(crate) fn new(arguments: &Run, desk: &Desk, metrics: &Metrics, probes: &Probes, pages: Pages) -> Self {
         let detail = match arguments.traffic_metrics {
             TrafficMetrics::Off => None,
             TrafficMetrics::Services => Some(Detail { real_servers: 0 }),
@@ -37,8 +40,9 @@ impl Scraped {
             metrics: metrics.clone(),
             freshness: probes.freshness.clone(),
             health: probes.health.clone(),
-            traffic: detail.map(|detail| Traffic::new(detail, mailbox.clone(), metrics.clone())),
+            traffic: detail.map(|detail| Traffic::new(detail, desk.reconciler.clone(), metrics.clone())),
             pages,
+            status_page: arguments.status_page.then(|| StatusPage::new(desk.clone())),
         }
     }
 
@@ -46,6 +50,11 @@ impl Scraped {
     pub(crate) async fn answer(self, path: String) -> Answer {
         if let Some(page) = self.pages.answer(&path) {
             return page;
+        }
+        if let Some(page) = &self.status_page
+            && let Some(answer) = page.answer(&path).await
+        {
+            return answer;
         }
         match &*path {
             "/metrics" => match self.text().await {

@@ -422,7 +422,7 @@ fn status_prints_a_table_or_says_that_the_kernel_has_none() {
     let arguments = ["status", "--control-socket", text(&nowhere)];
     let (ended, has_ipvs) = kube_ipvs_in_namespace(&arguments);
     if has_ipvs {
-        ended.expect(0, &["no Service names: no agent answers on", text(&nowhere)]);
+        ended.expect(0, &["no names, drains or drift: no agent answers on", text(&nowhere)]);
         assert!(ended.stdout.starts_with("IP Virtual Server version "), "{}", ended.stdout);
         assert_eq!(ended.stdout.lines().count(), 3, "a namespace is born with an empty table: {}", ended.stdout);
     } else {
