@@ -26,7 +26,7 @@ pub(super) fn inspect(findings: &mut Vec<Finding>) {
 
 fn connections(table: &Table) -> u64 {
     let servers = table.virtual_servers.iter().flat_map(|listing| &listing.real_servers);
-    servers.map(|(_, _, counters)| u64::from(counters.active) + u64::from(counters.inactive)).sum()
+    servers.map(|real| u64::from(real.connections.active) + u64::from(real.connections.inactive)).sum()
 }
 
 fn conntrack(table: Option<(u64, u64)>) -> Finding {

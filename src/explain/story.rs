@@ -149,6 +149,7 @@ impl Story<'_> {
                 None => "no Service has its virtual server any more",
                 Some(Standing::Terminating) => "its endpoint is terminating",
                 Some(Standing::Gone) => "no EndpointSlice has it any more",
+                Some(Standing::Stranded) => "its node is not ready",
                 Some(Standing::Present) => match endpoints.iter().find(|endpoint| endpoint.real == *real) {
                     Some(endpoint) => why_not(endpoint.verdict),
                     None => "its endpoint has another port now",
@@ -168,7 +169,7 @@ impl Story<'_> {
             _ => self.ledger.parting(key).and_then(|parting| parting.drain_timeout).unwrap_or(connections),
         };
         match self.ledger.standing(key, real.address) {
-            Some(Standing::Gone) => limit.min(vanished),
+            Some(Standing::Gone | Standing::Stranded) => limit.min(vanished),
             _ => limit,
         }
     }

@@ -134,6 +134,7 @@ impl<'a> Why<'a> {
                     .to_owned()
             }
             Some(Standing::Gone) => "no EndpointSlice of the Service has it any more".to_owned(),
+            Some(Standing::Stranded) => "its node is not ready".to_owned(),
         }
     }
 

@@ -52,7 +52,7 @@ impl Index {
             return Vec::new();
         };
         let zone = self.facts().zone.as_deref();
-        let candidates = endpoints::of_port(slices.iter().copied(), key.family(), port, zone, None);
+        let candidates = endpoints::of_port(slices.iter().copied(), key.family(), port, zone, None, self.unready());
         let choice = Choice::of(&candidates, reach);
         let view = |(real, candidate): (&RealServerKey, &endpoints::Candidate)| {
             let (pod, node) = whereabouts(&slices, real.address);

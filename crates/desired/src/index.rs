@@ -270,6 +270,11 @@ impl Index {
     }
 
     /// Takes note of whether a node is ready. It seldom changes, and costs a look at all endpoints when it does.
+    /// The Nodes of which it is known that they are not ready.
+    pub(crate) const fn unready(&self) -> &BTreeSet<Box<str>> {
+        &self.unready
+    }
+
     fn set_unready(&mut self, name: &str, unready: bool) {
         let changed = if unready { self.unready.insert(name.into()) } else { self.unready.remove(name) };
         if changed {
