@@ -207,7 +207,7 @@ fn settings(kernel: &mut Kernel, tuning: &Tuning) -> Result<Vec<Setting>, kernel
     for sysctl in sysctl::NEEDED.iter().chain(&tuning.sysctls) {
         match sysctl.check() {
             Outcome::Wrong { is, .. } if sysctl.is_settable() => {
-                settings.push(Setting::Sysctl { sysctl: sysctl.clone(), from: is })
+                settings.push(Setting::Sysctl { sysctl: sysctl.clone(), from: is });
             }
             _ => {}
         }
