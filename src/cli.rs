@@ -45,7 +45,7 @@ pub(crate) enum Command {
     Check(Box<check::Arguments>),
     /// Load kernel modules and set sysctls, which `run` can do without where this has been done: the one part that takes a privileged container. Takes the flags of `run`, and its --config
     #[command(after_help = "Examples:
-  kube-ipvs init                     # in an init container that is privileged, or on the host at boot")]
+  kube-ipvs init                     # in an init container, or on the host at boot")]
     Init(Box<Run>),
     /// Remove what an agent has put on this node, and nothing else
     Cleanup(Cleanup),

@@ -26,9 +26,9 @@ use target::{Found, Target};
 #[command(after_help = "Give it the flags that `kube-ipvs run` has on this node.
 
 Examples:
-  kube-ipvs explain 10.96.0.10:80 --kubeconfig /etc/kube-ipvs/kubeconfig --cluster-cidr 10.244.0.0/16
+  kube-ipvs explain 10.96.0.10:80 --config /etc/kube-ipvs/config.yaml
   kube-ipvs explain shop/web:http --manifests ./services
-  kube-ipvs explain 203.0.113.7:443 --from 198.51.100.9 --kubeconfig /etc/kube-ipvs/kubeconfig")]
+  kube-ipvs explain 203.0.113.7:443 --from 198.51.100.9 --config /etc/kube-ipvs/config.yaml")]
 pub(crate) struct Arguments {
     /// What is called: an address, ADDRESS:PORT, or a Service as NAMESPACE/NAME, with :PORT-NAME for one of its ports
     #[arg(value_name = "ADDRESS[:PORT]|SERVICE", value_parser = Target::parse)]

@@ -21,8 +21,8 @@ use document::Document;
     after_help = "Give it the flags that `kube-ipvs run` has on this node. It exits with 0 when there is nothing to do and with 2 when there are changes.
 
 Examples:
-  kube-ipvs plan --kubeconfig /etc/kube-ipvs/kubeconfig --cluster-cidr 10.244.0.0/16   # before a migration
-  kube-ipvs plan --manifests ./services --node-name node-1 -o json | jq '.sections[].changes[].text'
+  kube-ipvs plan --kubeconfig /etc/kube-ipvs/kubeconfig --cluster-cidr 10.244.0.0/16
+  kube-ipvs plan --manifests ./services --node-name node-1 -o json | jq .counts
   kube-ipvs plan --manifests ./services -o script >changes.sh"
 )]
 pub(crate) struct Arguments {

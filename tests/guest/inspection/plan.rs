@@ -195,7 +195,7 @@ fn the_script_of_a_plan_does_what_an_agent_does() {
         ensure!(left.iter().any(|line| line.starts_with(&gone) && line.ends_with("-w 0")), "{left:?}");
 
         // An agent ends what the script began.
-        let _agent = started(world, &[])?;
+        let agent = started(world, &[])?;
         eventually(PATIENCE, || {
             let servers = real_servers(world.node(), "-t", "10.96.0.10:80")?;
             ensure!(servers.len() == 1, "{servers:?}");
@@ -203,7 +203,8 @@ fn the_script_of_a_plan_does_what_an_agent_does() {
         })?;
         nothing_to_do(world, &[])?;
 
-        // The other way to bind VIPs, and back.
+        // The other way to bind VIPs, which the agent would take back.
+        agent.kill()?;
         carry_out(world, &["--vip-binding", "address"])?;
         nothing_to_do(world, &["--vip-binding", "address"])
     });
