@@ -63,6 +63,25 @@ pub(crate) fn released() -> Result<()> {
     Ok(())
 }
 
+/// Builds the agent as it is distributed; its path. No path of this machine goes into it, so that it does not depend on where it was built.
+pub(crate) fn distributed() -> Result<PathBuf> {
+    let root = root();
+    let mut paths = vec![(root.clone(), "/kube-ipvs")];
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from).or(home.map(|home| home.join(".cargo")));
+    paths.extend(cargo_home.map(|path| (path, "/cargo")));
+    let flags: Vec<_> = paths.iter().map(|(path, name)| format!("--remap-path-prefix={}={name}", path.display())).collect();
+    let status = cargo(&["build", "--locked", "--profile", "dist", "--package", "kube-ipvs", "--bin", "kube-ipvs"])
+        // Separated by this character, paths may have spaces.
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("the agent does not build (see above)");
+    }
+    Ok(target_dir().join("dist/kube-ipvs"))
+}
+
 /// The packages of the workspace that declare an integration test target of this name.
 pub(crate) fn packages_with_test(name: &str) -> Result<Vec<String>> {
     let output =

@@ -59,6 +59,16 @@ pub(crate) const DEMO_TOOLS: &[Tool] = &[
     tool("ipvsadm", "ipvsadm", "shows the kernel's IPVS table"),
 ];
 
+/// Programs for the agent's container image; iptables and modprobe go into it.
+pub(crate) const IMAGE_TOOLS: &[Tool] = &[
+    tool("iptables-nft", "iptables", "loads the packet rules"),
+    tool("modprobe", "kmod", "loads kernel modules"),
+    tool("ldd", "libc-bin", "finds shared libraries for the image"),
+    tool("tar", "tar", "writes the image"),
+    tool("gzip", "gzip", "compresses the image"),
+    tool("sha256sum", "coreutils", "gives the parts of the image their names"),
+];
+
 /// What runs Helm's engine, which comes as a library.
 pub(crate) const PYTHON_TOOLS: &[Tool] = &[tool("python3", "python3", "runs Helm's engine")];
 

@@ -37,6 +37,9 @@ const TOOLS: &[&str] = &[
 /// for scripts, bash for people.
 const SHELLS: &[&str] = &["dash", "bash"];
 
+/// /etc/protocols, where ipset and iptables look names up.
+pub(crate) const PROTOCOLS: &[u8] = b"ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-ICMP\nsctp 132 SCTP\n";
+
 /// Taken along where this machine has them; nothing depends on them.
 const CONVENIENCES: &[&str] = &["ss", "strace", "tcpdump"];
 
@@ -120,8 +123,8 @@ pub(crate) fn libraries(archive: &mut Archive, program: &Path) -> Result<()> {
     Ok(())
 }
 
-/// ldd fails for a static program, which is no error here: it needs none.
-fn needed_libraries(program: &Path) -> Result<Vec<String>> {
+/// The paths of a program's shared libraries. ldd fails for a static program, which is no error here: it needs none.
+pub(crate) fn needed_libraries(program: &Path) -> Result<Vec<String>> {
     let output = Command::new(host::require("ldd")?).arg(program).env("LC_ALL", "C").output().context("cannot run ldd")?;
     Ok(library_paths(&String::from_utf8_lossy(&output.stdout)))
 }
@@ -129,6 +132,25 @@ fn needed_libraries(program: &Path) -> Result<Vec<String>> {
 /// The paths in what ldd prints: `libc.so.6 => /lib/libc.so.6 (0x…)` and `/lib64/ld-linux-x86-64.so.2 (0x…)`.
 fn library_paths(listing: &str) -> Vec<String> {
     listing.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/'))).map(str::to_owned).collect()
+}
+
+/// The directory of iptables' extensions.
+pub(crate) fn extensions() -> Result<PathBuf> {
+    let directories =
+        fs::read_dir("/usr/lib").context("cannot list /usr/lib")?.filter_map(|entry| Some(entry.ok()?.path().join("xtables")));
+    let found = directories.chain([PathBuf::from("/usr/lib/xtables")]).find(|directory| directory.is_dir());
+    found.context("iptables' extensions (xtables/*.so) are not below /usr/lib")
+}
+
+/// The names under which iptables' two programs are called, each with the program. Without a flavour it is nf_tables.
+pub(crate) fn iptables_names() -> Vec<(String, &'static str)> {
+    let flavours = [("xtables-legacy-multi", "-legacy"), ("xtables-nft-multi", "-nft"), ("xtables-nft-multi", "")];
+    let names = |(program, flavour): (&'static str, &'static str)| {
+        let names =
+            ["iptables", "ip6tables"].into_iter().flat_map(|command| ["", "-save", "-restore"].map(|action| (command, action)));
+        names.map(move |(command, action)| (format!("{command}{flavour}{action}"), program))
+    };
+    flavours.into_iter().flat_map(names).collect()
 }
 
 /// The programs of this machine that go into the image.
@@ -144,14 +166,7 @@ impl Tools {
     fn find() -> Result<Self> {
         let mut programs = TOOLS.iter().chain(SHELLS).map(|name| host::require(name)).collect::<Result<Vec<_>>>()?;
         programs.extend(CONVENIENCES.iter().filter_map(|name| host::find(name)));
-        let directories =
-            fs::read_dir("/usr/lib").context("cannot list /usr/lib")?.filter_map(|entry| Some(entry.ok()?.path().join("xtables")));
-        let extensions = directories.chain([PathBuf::from("/usr/lib/xtables")]).find(|directory| directory.is_dir());
-        Ok(Self {
-            busybox: host::require("busybox")?,
-            programs,
-            extensions: extensions.context("iptables' extensions (xtables/*.so) are not below /usr/lib")?,
-        })
+        Ok(Self { busybox: host::require("busybox")?, programs, extensions: extensions()? })
     }
 
     /// Changes when the image would.
@@ -174,12 +189,7 @@ fn skeleton(archive: &mut Archive, tools: &Tools) -> Result<()> {
     }
     archive.character_device("/dev/console", 5, 1)?;
     archive.file("/init", 0o755, INIT.as_bytes())?;
-    // ipset and iptables look protocol names up here.
-    archive.file(
-        "/etc/protocols",
-        0o644,
-        b"ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-ICMP\nsctp 132 SCTP\n",
-    )?;
+    archive.file("/etc/protocols", 0o644, PROTOCOLS)?;
     // Which characters there are: tmux insists on more than ASCII. It comes with libc-bin.
     const CHARACTERS: &str = "/usr/lib/locale/C.utf8/LC_CTYPE";
     archive.file(CHARACTERS, 0o644, &fs::read(CHARACTERS).with_context(|| format!("cannot read {CHARACTERS}"))?)?;
@@ -193,14 +203,8 @@ fn skeleton(archive: &mut Archive, tools: &Tools) -> Result<()> {
         archive.file(&format!("/usr/sbin/{name}"), 0o755, &content(program)?)?;
         libraries(archive, program)?;
     }
-    for (program, flavours) in [("xtables-legacy-multi", &["-legacy"] as &[&str]), ("xtables-nft-multi", &["-nft", ""])] {
-        for flavour in flavours {
-            for command in ["iptables", "ip6tables"] {
-                for action in ["", "-save", "-restore"] {
-                    archive.symlink(&format!("/usr/sbin/{command}{flavour}{action}"), program)?;
-                }
-            }
-        }
+    for (name, program) in iptables_names() {
+        archive.symlink(&format!("/usr/sbin/{name}"), program)?;
     }
     for extension in fs::read_dir(&tools.extensions).context("cannot list iptables' extensions")? {
         let path = extension?.path();

@@ -3,13 +3,14 @@
 //! IPVS lives in the kernel and many kernels lack it, so everything that needs it runs in a *guest*: a distribution kernel, downloaded but not installed,
 //! booted by QEMU with an initramfs made here. Files in reading order: [`host`] (what this machine has, and installing what it lacks), [`kernel`]
 //! (kernel packages), [`cpio`] and [`image`] (the initramfs), [`qemu`] (booting), [`guest`] (the three together), [`build`] (cargo), [`tiers`]
-//! (the test run and its summary), [`tools`] (those that check manifests), [`conformance`], [`bench`], [`soak`], [`demo`].
+//! (the test run and its summary), [`tools`] (those that check manifests), [`container`] (the agent's own image), [`conformance`], [`bench`], [`soak`], [`demo`].
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a developer's command-line program: its output is its interface")]
 
 mod bench;
 mod build;
 mod conformance;
+mod container;
 mod cpio;
 mod demo;
 mod guest;
@@ -75,6 +76,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Build the agent's container image for this machine's architecture, with its list of contents (SPDX)
+    Image(container::Arguments),
     /// Write the man pages of kube-ipvs
     Man {
         /// The directory for them [default: target/man]
@@ -130,6 +133,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let status = std::process::Command::new(build::target_dir().join("debug/apiserver")).args(arguments).status()?;
             Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
         }
+        Command::Image(arguments) => container::run(&arguments),
         Command::Man { directory } => {
             build::binaries()?;
             let directory = directory.unwrap_or_else(|| build::target_dir().join("man"));
