@@ -7,7 +7,9 @@ mod backoff;
 mod bookmarks;
 mod client;
 mod endpoints;
+mod proxy;
 mod received;
+mod token;
 mod trouble;
 
 #[cfg(test)]

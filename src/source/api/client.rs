@@ -2,6 +2,8 @@
 
 use super::bookmarks::{self, Observed, Timed};
 use super::endpoints::{Endpoint, Endpoints};
+use super::proxy::{Connector, Proxies};
+use super::token::TokenFile;
 use crate::freshness::Freshness;
 use crate::metrics::Requests;
 use crate::pace::Pace;
@@ -18,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout};
 use tower::ServiceBuilder;
+use tower::util::MapRequestLayer;
 
 /// Without it, an API server that vanishes (its machine dies, a firewall forgets the connection) leaves its watches silent until their timeout.
 /// 15 s idle and three unanswered probes 5 s apart: half a minute, as kube-proxy's HTTP/2 pings take.
@@ -45,8 +48,13 @@ pub(crate) async fn connect_to(
     freshness: &Freshness,
     requests: &Requests,
 ) -> Result<Client> {
+    let mut proxy_url = None;
     let mut config = match (kubeconfig, Config::incluster(), master) {
-        (Some(path), ..) => from_file(path).await?,
+        (Some(path), ..) => {
+            let (config, proxy) = from_file(path).await?;
+            proxy_url = proxy;
+            config
+        }
         (None, Ok(config), _) => config,
         // As kube-proxy has it: an API server that asks for nothing, as one on the same machine may.
         (None, Err(_), Some(master)) => Config::new(master.root()),
@@ -61,7 +69,8 @@ pub(crate) async fn connect_to(
         config.cluster_url = master.root();
     }
     redirect(&mut config, endpoints)?;
-    client(config, Endpoints::new(endpoints.to_vec()), freshness.clone(), requests.clone())
+    let proxies = Proxies::new(proxy_url.as_deref())?;
+    client(config, Endpoints::new(endpoints.to_vec()), freshness.clone(), proxies, requests.clone())
         .context("the API client cannot be set up")
 }
 
@@ -70,13 +79,24 @@ pub(crate) async fn connect(kubeconfig: Option<&Path>, endpoints: &[Endpoint], f
     connect_to(kubeconfig, None, endpoints, freshness, &Requests::new()?).await
 }
 
-async fn from_file(path: &Path) -> Result<Config> {
+/// What a kubeconfig says, and the proxy that it names.
+async fn from_file(path: &Path) -> Result<(Config, Option<String>)> {
     let name = path.display();
     let kubeconfig =
         Kubeconfig::read_from(path).map_err(|error| anyhow!("kubeconfig {name} cannot be used: {}", innermost(&error)))?;
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(|error| {
+    let proxy = proxy_url(&kubeconfig);
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(|error| {
         anyhow!("kubeconfig {name} cannot be used: {error}; it needs a current-context whose cluster and user it defines")
-    })
+    })?;
+    Ok((config, proxy))
+}
+
+/// The `proxy-url` of the current context's cluster. kube's own answer does not tell it from what the environment says.
+fn proxy_url(kubeconfig: &Kubeconfig) -> Option<String> {
+    let context = kubeconfig.contexts.iter().find(|context| Some(&context.name) == kubeconfig.current_context.as_ref())?;
+    let name = &context.context.as_ref()?.cluster;
+    let cluster = kubeconfig.clusters.iter().find(|cluster| &cluster.name == name)?;
+    cluster.cluster.as_ref()?.proxy_url.clone().filter(|url| !url.is_empty())
 }
 
 /// Prepares for servers other than the one that is configured. Their certificates have to hold for its name: that they have in common.
@@ -96,11 +116,14 @@ fn redirect(config: &mut Config, endpoints: &[Endpoint]) -> Result<()> {
     Ok(())
 }
 
-fn client(mut config: Config, endpoints: Endpoints, freshness: Freshness, requests: Requests) -> Result<Client> {
+fn client(mut config: Config, endpoints: Endpoints, freshness: Freshness, proxies: Proxies, requests: Requests) -> Result<Client> {
     if config.cluster_url.scheme_str() == Some("http") || config.accept_invalid_certs {
         // No certificate will be checked. Without a list, be it empty, rustls insists on the system's, of which a small image has none.
         config.root_cert.get_or_insert_default();
     }
+    // A token that is given as such counts before one in a file.
+    let token_file = config.auth_info.token_file.take().filter(|_| config.auth_info.token.is_none());
+    let token_file = token_file.map(|path| TokenFile::open(path.into())).transpose()?;
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_nodelay(true);
@@ -109,7 +132,7 @@ fn client(mut config: Config, endpoints: Endpoints, freshness: Freshness, reques
     connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
     connector.set_keepalive_retries(Some(KEEPALIVE_PROBES));
     let hyper: HyperClient<_, Body> = HyperClient::builder(TokioExecutor::new())
-        .build(config.rustls_https_connector_with_connector(connector).context(
+        .build(config.rustls_https_connector_with_connector(Connector { direct: connector, proxies }).context(
         "TLS needs the API server's root certificate: name a certificate-authority in the kubeconfig, or install ca-certificates",
     )?);
     let pace = Pace::new(WATCH_INTERVAL, WATCH_BURST);
@@ -117,6 +140,7 @@ fn client(mut config: Config, endpoints: Endpoints, freshness: Freshness, reques
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
+        .option_layer(token_file.map(|file| MapRequestLayer::new(move |request| file.authorize(request))))
         .layer(config.extra_headers_layer()?)
         .map_err(tower::BoxError::from)
         .service(tower::service_fn(move |request| {
@@ -187,3 +211,6 @@ fn innermost(error: &dyn std::error::Error) -> String {
     }
     error.to_string()
 }
+
+#[cfg(test)]
+mod ways;

@@ -34,6 +34,7 @@ mod selector;
 mod server;
 mod status;
 mod store;
+mod tls;
 mod watch;
 
 pub use fault::{Fault, Verb};
@@ -43,6 +44,7 @@ pub use objects::Unusable;
 pub use options::Options;
 pub use request::Received;
 pub use resource::Resource;
+pub use tls::Tls;
 
 use fault::Interruption;
 use server::Shared;
@@ -76,18 +78,20 @@ impl ApiServer {
     /// The base URL, such as `http://127.0.0.1:40123`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.shared.options.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// Lets this token in from now on, and no other.
+    pub fn set_token(&self, token: &str) {
+        *self.shared.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.to_owned());
     }
 
     /// A kubeconfig for this server, with its token if it wants one.
     #[must_use]
     pub fn kubeconfig(&self) -> String {
-        let user = self
-            .shared
-            .options
-            .token
-            .as_ref()
-            .map_or_else(|| "{}".to_owned(), |token| format!("{{token: {}}}", Json::from(token.as_str())));
+        let token = self.shared.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let user = token.map_or_else(|| "{}".to_owned(), |token| format!("{{token: {}}}", Json::from(token.as_str())));
         format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: double\nclusters:\n- name: double\n  cluster: {{server: '{}'}}\nusers:\n- name: double\n  \
              user: {user}\ncontexts:\n- name: double\n  context: {{cluster: double, user: double}}\n",

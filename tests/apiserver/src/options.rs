@@ -1,5 +1,6 @@
 //! How a double is set up.
 
+use crate::tls::Tls;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// The bearer token that is let in. Without one everybody is.
     pub token: Option<String>,
+    /// The certificates to speak TLS with. Without any it is plain HTTP.
+    pub tls: Option<Tls>,
     /// Who the token belongs to, as messages name it.
     pub user: String,
     /// Whether `sendInitialEvents` works.
@@ -25,6 +28,7 @@ impl Default for Options {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             token: None,
+            tls: None,
             user: "system:serviceaccount:kube-system:kube-ipvs".to_owned(),
             streaming_lists: true,
             bookmark_seconds: 60,

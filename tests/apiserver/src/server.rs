@@ -20,7 +20,8 @@ use hyper_util::rt::TokioIo;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -38,6 +39,8 @@ const AHEAD_SECONDS: u32 = 3;
 pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) options: Options,
+    /// The bearer token that is let in.
+    pub(crate) token: Mutex<Option<String>>,
     pub(crate) faults: Faults,
     /// One channel per resource; each open watch holds a receiver of it.
     pub(crate) interruptions: BTreeMap<Resource, broadcast::Sender<Interruption>>,
@@ -57,6 +60,7 @@ impl Shared {
             forbidden: Mutex::default(),
             streaming_lists: AtomicBool::new(options.streaming_lists),
             last_sent: LastSent::default(),
+            token: Mutex::new(options.token.clone()),
             options,
         }
     }
@@ -72,7 +76,18 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                connections.spawn(connection(stream, shared.clone()));
+                let shared = shared.clone();
+                connections.spawn(async move {
+                    match &shared.options.tls {
+                        None => connection(stream, shared).await,
+                        Some(tls) => {
+                            // Who does not trust the double, or shows no certificate, is gone by now.
+                            if let Ok(stream) = tls.acceptor.accept(stream).await {
+                                connection(stream, shared).await;
+                            }
+                        }
+                    }
+                });
                 while connections.try_join_next().is_some() {}
             }
             // Out of descriptors, most likely: the next attempt may find some.
@@ -81,7 +96,7 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, shared: Arc<Shared>) {
     let service = service_fn(move |request| answer(shared.clone(), request));
     let served =
         hyper::server::conn::http1::Builder::new().title_case_headers(true).serve_connection(TokioIo::new(stream), service);
@@ -208,10 +223,10 @@ async fn read(request: Request<Incoming>) -> Result<Json, Failure> {
 const ANONYMOUS: &str = "system:anonymous";
 
 fn user<'a>(shared: &'a Shared, request: &Request<Incoming>) -> Result<&'a str, Failure> {
-    let Some(token) = &shared.options.token else { return Ok(&shared.options.user) };
+    let Some(token) = shared.token.lock().unwrap_or_else(PoisonError::into_inner).clone() else { return Ok(&shared.options.user) };
     match request.headers().get(AUTHORIZATION) {
         None => Ok(ANONYMOUS),
-        Some(value) if value.to_str().ok().and_then(|value| value.strip_prefix("Bearer ")) == Some(token) => {
+        Some(value) if value.to_str().ok().and_then(|value| value.strip_prefix("Bearer ")) == Some(&token) => {
             Ok(&shared.options.user)
         }
         Some(_) => Err(Failure::unauthorized()),
