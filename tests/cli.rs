@@ -210,7 +210,7 @@ fn an_invalid_value_names_its_flag_and_what_is_allowed() {
         kube_ipvs(&["run", flag, value]).expect(2, &[flag, value, allowed]);
     }
     kube_ipvs(&["run", "--cluster-cidr", "10.244.0.0/33"]).expect(2, &["--cluster-cidr", "10.244.0.0/33"]);
-    kube_ipvs(&["status", "--output", "yaml"]).expect(2, &["--output", "yaml", "text, json"]);
+    kube_ipvs(&["status", "--output", "xml"]).expect(2, &["--output", "xml", "text, wide, json, yaml"]);
 }
 
 #[test]
