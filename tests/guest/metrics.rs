@@ -42,17 +42,21 @@ fn traffic_is_counted_by_service_and_no_counter_goes_back_when_the_table_is_empt
         answers(client.call(Protocol::Tcp, "10.96.0.10:80", 6)?)?;
         answers(world.ext().call(Protocol::Tcp, "172.18.0.2:30080", 4)?)?;
 
-        let before = scraped(world)?;
-        // The ClusterIP's and the node port's together.
-        ensure!(value(&before, "kube_ipvs_service_connections_total", of_web)? == 10.0, "{before}");
-        for direction in ["in", "out"] {
-            let labels = format!("{of_web},direction=\"{direction}\"");
-            // A handshake, a question or an answer, and an end.
-            ensure!(value(&before, "kube_ipvs_service_packets_total", &labels)? >= 30.0, "{before}");
-            ensure!(value(&before, "kube_ipvs_service_bytes_total", &labels)? >= 1500.0, "{before}");
-        }
+        // The kernel adds up what it counts every two seconds.
+        let before = eventually(PATIENCE, || {
+            let before = scraped(world)?;
+            // The ClusterIP's and the node port's together.
+            ensure!(value(&before, "kube_ipvs_service_connections_total", of_web)? == 10.0, "{before}");
+            for direction in ["in", "out"] {
+                let labels = format!("{of_web},direction=\"{direction}\"");
+                // A handshake, a question or an answer, and an end.
+                ensure!(value(&before, "kube_ipvs_service_packets_total", &labels)? >= 30.0, "{before}");
+                ensure!(value(&before, "kube_ipvs_service_bytes_total", &labels)? >= 1500.0, "{before}");
+            }
+            ensure!(value(&before, "kube_ipvs_real_server_connections_total", of_web)? == 10.0, "{before}");
+            Ok(before)
+        })?;
         ensure!(value(&before, "kube_ipvs_service_connections_total", "service_name=\"quiet\"")? == 0.0, "{before}");
-        ensure!(value(&before, "kube_ipvs_real_server_connections_total", of_web)? == 10.0, "{before}");
         for pod in [&one, &two] {
             let of_pod = format!("{of_web},real_server=\"{}:{POD_PORT}\"", pod.address(Family::V4));
             ensure!(value(&before, "kube_ipvs_real_server_connections_total", &of_pod)? > 0.0, "{before}");
@@ -64,8 +68,11 @@ fn traffic_is_counted_by_service_and_no_counter_goes_back_when_the_table_is_empt
 
         world.node().exec(&["ipvsadm", "-C"])?;
         eventually(PATIENCE, || answers(client.call(Protocol::Tcp, "10.96.0.10:80", 3)?).map(drop))?;
-        let after = scraped(world)?;
-        ensure!(value(&after, "kube_ipvs_service_connections_total", of_web)? >= 13.0, "{after}");
+        let after = eventually(PATIENCE, || {
+            let after = scraped(world)?;
+            ensure!(value(&after, "kube_ipvs_service_connections_total", of_web)? >= 13.0, "{after}");
+            Ok(after)
+        })?;
         ensure!(value(&after, "kube_ipvs_drifts_total", "")? >= 1.0, "{after}");
         ensure!(value(&after, "kube_ipvs_differing_seconds", "")? == 0.0, "{after}");
         Ok(())
