@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use desired::ServiceName;
 use plan::{Plan, Step};
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::metrics::Pass;
 
@@ -81,7 +81,9 @@ impl ChangeLog {
         }
         let mut counts = Counts::default();
         plan.steps().for_each(|step| counts.add(step));
-        let batch = Batches { pass, batches: 1, steps: plan.len(), undone, counts, services, elapsed };
+        let steps = plan.len();
+        debug!(?pass, steps, undone, ?elapsed, "carried out a batch");
+        let batch = Batches { pass, batches: 1, steps, undone, counts, services, elapsed };
         // What is not asked for by changes is rare, and says something of its own.
         if self.pending.as_ref().is_some_and(|pending| pending.pass != pass) || pass != Pass::Change {
             self.say(now);

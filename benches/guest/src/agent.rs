@@ -222,7 +222,8 @@ impl Drop for Agent {
 
 fn pass(line: &[u8]) -> Option<Pass> {
     let line: Value = serde_json::from_slice(line).ok()?;
-    let fields = line.get("fields")?;
+    // A line that sums up batches is about some that had lines of their own.
+    let fields = line.get("fields").filter(|fields| fields.get("batches").is_none())?;
     let kind = fields.get("pass")?.as_str()?.to_owned();
     let steps = fields.get("steps").and_then(Value::as_u64).unwrap_or_default();
     Some(Pass { kind, steps })
