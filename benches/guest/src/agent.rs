@@ -65,7 +65,10 @@ impl Agent {
         command.args(["-c", r#"echo $$ >"$0/cgroup.procs" && exec kube-ipvs run "$@""#]).arg(&group);
         command.args(source).args(["--node-name", NODE, "--cluster-cidr", CLUSTER_CIDR]);
         command.args(["--healthz-bind-address", &HEALTH.to_string(), "--metrics-bind-address", &METRICS.to_string()]);
-        command.args(["--control-socket", "", "--log-format", "json", "--log-level", "kube_ipvs=debug"]).args(options);
+        // Its metrics are asked for all the time here, and traffic is read from the kernel for whoever asks.
+        command
+            .args(["--traffic-metrics", "off", "--control-socket", "", "--log-format", "json", "--log-level", "kube_ipvs=debug"])
+            .args(options);
         let started = SystemTime::now();
         let child = command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn().context("cannot start the agent")?;
         Ok(Self { child, group, log, read: 0, started })
