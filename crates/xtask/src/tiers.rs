@@ -22,11 +22,12 @@ const GUEST_LIMIT: Duration = Duration::from_secs(15 * 60);
 const GUEST_THREADS: &str = "6";
 
 /// The tests that are about numbers, files or output, and not about what the kernel does.
-const ON_ONE_KERNEL: [&str; 8] = [
+const ON_ONE_KERNEL: [&str; 9] = [
     "sizes::j3_a_set_grows_beyond_65536_members",
     "start::",
     "changes::",
     "status::",
+    "top::",
     "cluster::",
     "events::",
     "random::",
