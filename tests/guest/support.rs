@@ -117,7 +117,7 @@ impl KernelState {
             virtual_servers: sorted(virtual_servers(node)?),
             sets: sorted(lines(&node.exec(&["ipset", "save"])?).map(without_seed).collect()),
             routes: routes(node)?,
-            addresses: sorted(lines(&node.exec(&["ip", "-o", "address", "show"])?).map(str::to_owned).collect()),
+            addresses: addresses(node)?,
             rules: rules(node)?,
         })
     }
@@ -144,6 +144,14 @@ impl KernelState {
 pub(crate) fn ensure_same(before: &KernelState, after: &KernelState, what: &str) -> Result {
     ensure!(before == after, "{what}:\n{}", before.difference(after));
     Ok(())
+}
+
+/// All addresses but those the kernel gives links by itself: it does so up to a second after a link came up, and
+/// looks for duplicates for some seconds more, which has nothing to do with what anybody did meanwhile.
+fn addresses(node: &Netns) -> Result<Vec<String>> {
+    let shown = node.exec(&["ip", "-o", "address", "show"])?;
+    let given = lines(&shown).filter(|line| !line.contains(" inet6 fe80:"));
+    Ok(sorted(given.map(|line| line.replace(" tentative", "")).collect()))
 }
 
 /// The lines of `ipvsadm -Sn`.
