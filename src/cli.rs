@@ -86,6 +86,11 @@ pub(crate) struct Run {
     #[arg(long, alias = "ipvs-sync-period", default_value = "30s", value_name = "DURATION", value_parser = duration)]
     pub(crate) audit_period: Duration,
 
+    /// The most of one core, in percent, that may go into these comparisons: where each takes longer than its share of --audit-period, which is so
+    /// from some thousands of Services on, the next comes later. 0 for no limit
+    #[arg(long, default_value = "0.4", value_name = "PERCENT", value_parser = percent)]
+    pub(crate) max_audit_cpu: f64,
+
     /// How often to look whether other tools have emptied the IPVS table or a set, of which the kernel tells nobody; 0s for never. It asks for a
     /// handful of entries, whatever there is; single ones that others change are for the audit
     #[arg(long, default_value = "1s", value_name = "DURATION", value_parser = duration_or_never)]
@@ -494,9 +499,15 @@ fn seconds(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "expected whole seconds, at most 24 days, such as 900s or 2h15m, or 0s to leave it as it is".to_owned())
 }
 
-/// The same, or `0s`.
+/// Reads a duration, or `0s`.
 fn duration_or_never(text: &str) -> Result<Duration, String> {
     if text == "0s" { Ok(Duration::ZERO) } else { duration(text).map_err(|error| format!("{error}, or 0s for never")) }
+}
+
+/// A part of the whole, in percent.
+fn percent(text: &str) -> Result<f64, String> {
+    let percent = text.trim_end_matches('%').parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
+    percent.ok_or_else(|| "expected a number of percent from 0 to 100, such as 0.5".to_owned())
 }
 
 #[cfg(test)]

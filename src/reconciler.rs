@@ -4,6 +4,12 @@
 //! its scope is planned against what is remembered, and nothing is read back. Everything is observed at start, in the periodic audit,
 //! and soon after a failure that leaves it open what the kernel did.
 
+mod answers;
+pub(crate) mod audits;
+#[cfg(test)]
+mod faults;
+mod takeover;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::thread::{self, JoinHandle};
@@ -19,6 +25,8 @@ use plan::{Order, Ownership, Plan, Step, plan};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
+use self::audits::Audits;
+use self::takeover::Predecessor;
 use crate::alignment::{Known, Whole, taking_over};
 use crate::change_log::ChangeLog;
 use crate::control::{AskReconciler, DesiredTable, DesiredVirtualServer, Stage};
@@ -37,9 +45,6 @@ use crate::survey::OTHER_MODE;
 use crate::sysctls;
 use crate::traffic::{Owned, Owners};
 
-/// The shortest wait before the kernel is observed again after a failure or a disturbance.
-const RETRY: Duration = Duration::from_millis(500);
-
 /// For how long what was observed at the start is good enough for the first pass. Lists take longer only where an API server is in trouble, and
 /// then there may have been others at work.
 const ADOPTED: Duration = Duration::from_secs(10);
@@ -50,12 +55,6 @@ const GATHERING: Duration = Duration::from_millis(2);
 
 /// How many steps of a repair are named in the log, of each stage.
 const NAMED_STEPS: usize = 3;
-
-/// How long nf_tables may take to let go of sets, on a busy node, after the rules that asked them were removed.
-const LET_GO: Duration = Duration::from_secs(10);
-
-/// Of so many audits one compares all that is desired with all that there is.
-const WHOLE_AUDITS: u64 = 10;
 
 /// What shapes the reconciler's work.
 pub(crate) struct Settings {
@@ -71,7 +70,7 @@ pub(crate) struct Tuning {
     /// The scheduler of Services whose own the kernel lacks.
     pub(crate) scheduler: Scheduler,
     pub(crate) excluded: Vec<IpNetwork>,
-    pub(crate) audit_period: Duration,
+    pub(crate) audit: audits::Pace,
     /// Zero for never.
     pub(crate) check_period: Duration,
     pub(crate) drain: Limits,
@@ -108,18 +107,17 @@ pub(crate) fn spawn(kernel: Kernel, settings: Settings, mailbox: Mailbox, news: 
         rules: BTreeMap::new(),
         observed: None,
         observed_at: Instant::now(),
-        audits: 0,
+        audits: Audits::new(settings.tuning.audit, now),
         gathering_until: None,
         arriving: Fragments::new(),
         prepared: false,
         complete: false,
-        saved: false,
+        listing: true,
+        on_saved: false,
         refused: Refusals::default(),
         news,
-        next_audit: now + settings.tuning.audit_period,
         patrol: Patrol::new(settings.tuning.check_period, now),
         disturbances: Disturbances::new(now),
-        retry: RETRY,
         settings,
         metrics,
         health,
@@ -146,8 +144,7 @@ struct Reconciler {
     observed: Option<State>,
     /// When that was observed as a whole; what has been done since is taken into account.
     observed_at: Instant,
-    /// How many audits there have been.
-    audits: u64,
+    audits: Audits,
     /// Until when changes are gathered.
     gathering_until: Option<Instant>,
     /// Services that were told of while it was not known what the kernel holds.
@@ -156,33 +153,24 @@ struct Reconciler {
     prepared: bool,
     /// Whether everything that exists has been listed.
     complete: bool,
-    /// Whether what is desired is what was saved: older perhaps than what the kernel holds.
-    saved: bool,
+    /// Whether not everything has been listed: what is desired is what was told first, or saved, and older perhaps than what the kernel holds.
+    listing: bool,
+    /// Whether what was saved is served meanwhile.
+    on_saved: bool,
     /// What the kernel did not take since the last observation.
     refused: Refusals,
     news: News,
-    next_audit: Instant,
     patrol: Patrol,
     /// What others may have changed.
     disturbances: Disturbances,
-    /// The wait before the next observation after a failure. Doubles up to the audit period.
-    retry: Duration,
     metrics: Metrics,
     health: watch::Sender<Health>,
     change_log: ChangeLog,
 }
 
-/// What kube-proxy has left.
-struct Predecessor {
-    leftovers: Leftovers,
-    /// When it can be removed, as soon as all that is to take its place is there.
-    due: Instant,
-    /// Whether it waits for rules that are gone to let go of the sets that they asked.
-    waits: bool,
-}
-
 impl Reconciler {
     fn run(mut self, mailbox: &Mailbox) {
+        self.show_interval();
         // While the API server's lists are on their way.
         self.adopt();
         loop {
@@ -204,7 +192,7 @@ impl Reconciler {
             if self.patrol.next().is_some_and(|look| look <= now) {
                 self.look_around(now);
             }
-            if self.next_audit <= now {
+            if self.audits.next() <= now {
                 self.audit();
             } else if self.complete {
                 self.repair(now);
@@ -218,7 +206,7 @@ impl Reconciler {
     fn patience(&self) -> Duration {
         let now = Instant::now();
         let disturbed = self.disturbances.due().filter(|_| self.complete);
-        let due = [Some(self.next_audit), self.drains.next_check(), self.patrol.next(), disturbed, self.change_log.due()];
+        let due = [Some(self.audits.next()), self.drains.next_check(), self.patrol.next(), disturbed, self.change_log.due()];
         due.into_iter().flatten().map(|due| due.saturating_duration_since(now)).fold(HEARTBEAT, Duration::min)
     }
 
@@ -244,7 +232,8 @@ impl Reconciler {
             self.adopt();
         }
         self.take_arriving(letter.arriving);
-        self.saved = !(letter.complete || self.complete);
+        self.listing = !(letter.complete || self.complete);
+        self.on_saved = self.listing && (self.on_saved || !letter.services.is_empty());
         let mut scope = Scope::default();
         let mut rules = false;
         if let Some(NodeSettings { rules: desired, sources }) = letter.node {
@@ -254,7 +243,7 @@ impl Reconciler {
                 scope.extend(self.ledger.set_source(family, sources.get(&family).copied()));
             }
         }
-        if !(self.complete || self.saved) {
+        if !(self.complete || self.listing) {
             // Services that have been told of early have no virtual servers yet, without which their VIPs would refuse who calls.
             scope = Scope::default();
         }
@@ -305,7 +294,8 @@ impl Reconciler {
         self.schedulers.set_default(tuning.scheduler);
         self.drains.set_limits(tuning.drain);
         self.patrol = Patrol::new(tuning.check_period, now);
-        self.next_audit = self.next_audit.min(now + tuning.audit_period);
+        self.audits.set_pace(tuning.audit, now);
+        self.show_interval();
         for sysctl in &tuning.sysctls {
             sysctls::report(sysctl, &sysctl.ensure());
         }
@@ -354,7 +344,7 @@ impl Reconciler {
             held.rules.clone_from(&observed.rules);
         }
         self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
-        let plan = if self.saved {
+        let plan = if self.listing {
             // What the kernel holds besides was perhaps told after the last time that it was saved.
             self.planned(&desired, &held, &Ownership::Scope).additions()
         } else {
@@ -451,51 +441,6 @@ impl Reconciler {
         plan
     }
 
-    /// Looks whether kube-proxy was here before, and makes those of its virtual servers ours that none of the sets lists which we have in
-    /// common.
-    fn take_over(&mut self, observed: &mut State) {
-        let found = match self.kernel.find_kube_proxy() {
-            Ok(found) => found,
-            Err(error) => {
-                warn!(%error, "cannot look for what kube-proxy has left; it stays");
-                return;
-            }
-        };
-        match found.mode() {
-            Mode::None => {}
-            Mode::Iptables => warn!("{OTHER_MODE}"),
-            Mode::Ipvs => {
-                info!("taking over from kube-proxy in IPVS mode");
-                let plan = taking_over(&found, observed);
-                let report = self.kernel.apply(&plan);
-                report.apply_to(&plan, observed);
-                match report.failures.first() {
-                    None => self.predecessor = Some(Predecessor { leftovers: found, due: Instant::now(), waits: false }),
-                    Some(Failure { step, error }) => {
-                        warn!(%step, %error, "cannot take over node ports; what kube-proxy has left stays");
-                    }
-                }
-            }
-        }
-    }
-
-    /// Removes what kube-proxy has left, once all that is to take its place is there.
-    fn succeed(&mut self) {
-        let (now, complete) = (Instant::now(), self.complete);
-        let replaced = complete && self.observed.as_ref().is_some_and(|observed| observed.rules == self.rules);
-        let Some(mut predecessor) = self.predecessor.take_if(|predecessor| replaced && predecessor.due <= now) else { return };
-        match self.kernel.remove_kube_proxy(&mut predecessor.leftovers) {
-            Ok(()) => info!("removed what kube-proxy has left: its packet rules, and the sets that only they asked"),
-            // Once: after that it is others who ask them.
-            Err(error) if error.is_in_use() && !predecessor.waits => {
-                debug!(%error, "not all that kube-proxy has left can be removed yet");
-                self.next_audit = self.next_audit.min(now + LET_GO);
-                self.predecessor = Some(Predecessor { due: now + LET_GO, waits: true, ..predecessor });
-            }
-            Err(error) => warn!(%error, "cannot remove all that kube-proxy has left; it is not needed and does no harm"),
-        }
-    }
-
     /// Makes the sets and installs the packet rules before there is any virtual server that needs them. Removes nothing.
     fn prepare(&mut self, begun: Instant) {
         let Some(observed) = &self.observed else { return };
@@ -566,60 +511,6 @@ impl Reconciler {
         }
     }
 
-    /// Observes everything and repairs what differs.
-    fn audit(&mut self) {
-        self.stale_flows.try_again();
-        if self.complete {
-            self.keep_sysctls();
-            self.compare();
-        } else {
-            self.next_audit = Instant::now() + self.settings.tuning.audit_period;
-        }
-    }
-
-    /// Compares the kernel with what is remembered of it. Where both are the same there is nothing to repair: what is remembered has been brought
-    /// in line with what is desired by every change. Now and then the whole is compared all the same, lest a mistake of ours stays.
-    fn compare(&mut self) {
-        let begun = Instant::now();
-        self.audits += 1;
-        let trusted = !self.audits.is_multiple_of(WHOLE_AUDITS) && self.refused.is_empty() && self.schedulers.lacks_none();
-        let Some(mut observed) = self.observed.take_if(|_| trusted) else { return self.pass(Pass::Audit) };
-        let differing = self.kernel.differing(&observed).and_then(|differing| {
-            differing.iter().try_for_each(|part| self.kernel.observe_part(*part, &mut observed))?;
-            Ok(differing)
-        });
-        self.metrics.count_phase(Phase::Observe, begun.elapsed());
-        match differing {
-            Ok(differing) if differing.is_empty() => {
-                self.next_audit = begun + self.settings.tuning.audit_period;
-                self.observed = Some(observed);
-                self.keep_timeouts(Pass::Audit);
-                self.apply(&Plan::default(), Pass::Audit, begun);
-            }
-            Ok(_) => self.pass_over(Pass::Audit, observed, begun),
-            Err(error) => {
-                self.next_audit = begun + self.settings.tuning.audit_period;
-                self.failed(Pass::Audit, begun, &error);
-            }
-        }
-    }
-
-    /// Sets again what others have set otherwise. What cannot be set was said at the start.
-    fn keep_sysctls(&self) {
-        for sysctl in &sysctl::NEEDED {
-            if let Outcome::Set { from } = sysctl.ensure() {
-                warn!("set {} again, from {from} to {}, which another tool has changed", sysctl.name, sysctl.value);
-                self.metrics.repairs.with_label_values(&["sysctls"]).inc();
-            }
-        }
-        // Some are there only since connections are tracked, which packet rules have begun.
-        for sysctl in &self.settings.tuning.sysctls {
-            if let outcome @ Outcome::Set { .. } = sysctl.ensure() {
-                sysctls::report(sysctl, &outcome);
-            }
-        }
-    }
-
     /// The pass over everything at the start. What was adopted a moment ago has been kept in line with what was done since, and is not read a
     /// second time: on a full kernel that is most of a restart.
     fn first_pass(&mut self) {
@@ -638,7 +529,7 @@ impl Reconciler {
         match self.observe() {
             Ok(observed) => self.pass_over(pass, observed, begun),
             Err(error) => {
-                self.next_audit = begun + self.settings.tuning.audit_period;
+                self.audits.put_off(begun);
                 self.failed(pass, begun, &error);
             }
         }
@@ -647,7 +538,7 @@ impl Reconciler {
     /// Compares everything with what was `observed`, and brings it in line.
     fn pass_over(&mut self, pass: Pass, observed: State, begun: Instant) {
         if pass != Pass::Repair {
-            self.next_audit = begun + self.settings.tuning.audit_period;
+            self.audits.put_off(begun);
             self.refused.clear();
         }
         self.keep_timeouts(pass);
@@ -720,10 +611,10 @@ impl Reconciler {
         }
         if report.failures.is_empty() {
             if self.refused.is_empty() {
-                self.retry = RETRY;
+                self.audits.calm_down();
             }
         } else {
-            self.audit_soon();
+            self.audits.hasten(Instant::now());
         }
         self.gathering_until = Some(Instant::now() + GATHERING);
         self.metrics.count_pass(pass, begun.elapsed(), report.failures.is_empty());
@@ -807,16 +698,10 @@ impl Reconciler {
         }
     }
 
-    /// Moves the next audit up: after a failure, each time with twice the patience.
-    fn audit_soon(&mut self) {
-        self.next_audit = self.next_audit.min(Instant::now() + self.retry);
-        self.retry = (self.retry * 2).min(self.settings.tuning.audit_period.max(RETRY));
-    }
-
     fn failed(&mut self, pass: Pass, begun: Instant, error: &kernel::Error) {
         error!(%error, "cannot observe the kernel's state; what it holds keeps serving");
         self.observed = None;
-        self.audit_soon();
+        self.audits.hasten(Instant::now());
         self.metrics.count_pass(pass, begun.elapsed(), false);
         self.health.send_modify(|health| health.note(Instant::now(), Err(error.to_string())));
     }
@@ -839,40 +724,4 @@ impl Reconciler {
             self.metrics.upstream.note_synced();
         }
     }
-
-    fn owners(&self) -> Owners {
-        self.ledger.keys().filter_map(|key| self.ledger.owner(&key).map(|owner| Owned::new(key, owner))).collect()
-    }
-
-    /// Answers what is asked on the control socket.
-    fn answer(&mut self, ask: AskReconciler) {
-        // Whoever asked may have gone.
-        match ask {
-            AskReconciler::VirtualServers(ask) => _ = ask.send(self.desired_table()),
-            AskReconciler::Drains(ask) => _ = ask.send(self.drains.document(Instant::now())),
-        }
-    }
-
-    fn desired_table(&mut self) -> DesiredTable {
-        let scope = Scope { virtual_servers: self.ledger.keys().collect(), ..Scope::default() };
-        let mut desired = self.ledger.desired(&scope);
-        self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
-        let virtual_servers = desired.virtual_servers.iter().filter_map(|(key, server)| {
-            let (owner, frontend) = (self.ledger.owner(key)?, self.ledger.frontend(key)?);
-            Some(DesiredVirtualServer::new(*key, frontend, &owner.service.to_string(), owner.port, server))
-        });
-        DesiredTable {
-            agent: env!("CARGO_PKG_VERSION").to_owned(),
-            node: self.settings.config.node_name.to_string(),
-            stage: match (self.complete, self.saved) {
-                (true, _) => Stage::Complete,
-                (false, true) => Stage::OnSavedState,
-                (false, false) => Stage::Starting,
-            },
-            virtual_servers: virtual_servers.collect(),
-        }
-    }
 }
-
-#[cfg(test)]
-mod faults;

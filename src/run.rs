@@ -40,6 +40,7 @@ use crate::metrics::{Metrics, Requests};
 use crate::news::News;
 use crate::pages::Pages;
 use crate::probes::Probes;
+use crate::reconciler::audits::Pace;
 use crate::reconciler::{self, Running, Settings, Tuning};
 use crate::register::Register;
 use crate::relay::Relays;
@@ -333,7 +334,7 @@ pub(crate) fn tuning(arguments: &Run) -> Tuning {
     Tuning {
         scheduler: proxy.scheduler,
         excluded: proxy.exclude_cidrs.clone(),
-        audit_period: arguments.audit_period,
+        audit: Pace { period: arguments.audit_period, share: arguments.max_audit_cpu / 100.0 },
         check_period: arguments.check_period,
         drain: Limits {
             connections: proxy.drain_timeout,

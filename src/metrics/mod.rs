@@ -42,6 +42,7 @@ pub(crate) struct Metrics {
     pub(crate) source_synced: IntGaugeVec,
     staleness: GaugeVec,
     pub(crate) serves_saved: IntGauge,
+    pub(crate) audit_interval: Gauge,
     saved_at: Gauge,
     pub(crate) save_errors: IntCounter,
     lacking_schedulers: IntGaugeVec,
@@ -202,6 +203,10 @@ impl Metrics {
                     "serves_saved_state",
                     "1 while what is served was saved by an earlier run, because the API server has not told everything since the start.",
                 ))?,
+            audit_interval: group.add(Gauge::new(
+                "audit_interval_seconds",
+                "From one comparison with the kernel to the next: --audit-period, or longer where they take more than --max-audit-cpu.",
+            ))?,
             saved_at: group.add(Gauge::new("saved_state_timestamp_seconds", "Unix time at which state was last saved (--state-dir)."))?,
             save_errors: group.add(IntCounter::new("save_errors_total", "Attempts at saving state that failed (--state-dir); the log says why."))?,
             lacking_schedulers: group.add(IntGaugeVec::new(

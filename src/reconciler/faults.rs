@@ -273,7 +273,7 @@ fn live(percent: u64, seed: u64) {
         tuning: Tuning {
             scheduler: Scheduler::RR,
             excluded: Vec::new(),
-            audit_period: Duration::from_secs(2),
+            audit: audits::Pace { period: Duration::from_secs(2), share: 0.0 },
             check_period: Duration::from_millis(200),
             timeouts: Timeouts { tcp: 0, tcp_fin: 0, udp: 0 },
             drain: Limits {

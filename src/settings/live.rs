@@ -40,6 +40,7 @@ pub(super) const ALL: &[&str] = &[
     "log-level",
     "masquerade-all",
     "masquerade-port-range",
+    "max-audit-cpu",
     "max-staleness",
     "node-port-range",
     "nodeport-addresses",
