@@ -120,6 +120,7 @@ impl Reconciler {
                 self.observed = Some(observed);
                 self.keep_timeouts(Pass::Audit);
                 self.apply(&Plan::default(), Pass::Audit, begun);
+                self.succeed();
                 self.audits.note_cost(processor_time().saturating_sub(used));
                 self.show_interval();
             }

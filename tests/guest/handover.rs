@@ -1,12 +1,14 @@
 //! From kube-proxy in IPVS mode to this agent, and back, under traffic.
 
 use std::fmt::{Display, Write as _};
+use std::time::Duration;
 
 use anyhow::ensure;
 use testkit::manifest::{EndpointSlice, Service};
 use testkit::{Calls, Family, Netns, On, Pod, Process, Protocol, Result, World, eventually};
 
 use crate::drain::held;
+use crate::held::Held;
 use crate::support::{
     BETWEEN_CALLS, PATIENCE, POD_PORT, answered, ensure_all_answered, lines, made, node, node_address, node_addresses, serving,
     started, target, vip, virtual_servers,
@@ -17,9 +19,13 @@ const NODE_PORT: u16 = 30080;
 const ECHO: u16 = 8081;
 const ECHO_NODE_PORT: u16 = 30081;
 
+/// All that are held together, in two families.
+const CONNECTIONS: u32 = 500;
+const INTERVAL: Duration = Duration::from_secs(2);
+
 /// Sends a line every tenth of a second to `$0` port `$1`, and says "held" when it comes back, "lost" when it does not.
 const CLIENT: &str = "exec 3<>/dev/tcp/$0/$1 || exit 1
-while echo ping >&3 2>/dev/null && read -t 5 -u 3 line 2>/dev/null; do echo held; sleep 0.1; done; echo lost";
+while echo ping >&3 2>/dev/null && read -t 30 -u 3 line 2>/dev/null; do echo held; sleep 0.1; done; echo lost";
 
 /// The sets of kube-proxy, `6-` standing for the beginning of the names in IPv6: those that are shared, and its own.
 const SHARED: [(&str, &str); 9] = [
@@ -267,20 +273,24 @@ fn k2_kube_proxy_hands_over_and_gets_back_without_a_lost_call_or_connection() {
         let (near, _serve_near) = serving(world, "near", On::Node)?;
         let (far, _serve_far) = serving(world, "far", On::Node2)?;
         let pods = [&near, &far];
-        let echo = ["busybox", "nc", "-ll", "-p", &ECHO.to_string(), "-e", "cat"];
-        let _echoes = [near.start(&echo)?, far.start(&echo)?];
+        let echo = |pod: &Pod| {
+            let mut server = pod.start(&["probe", "serve", "--name", "echo", "--port", &ECHO.to_string(), "--echo"])?;
+            server.wait_for("ready\n", PATIENCE).map(|()| server)
+        };
+        let _echoes = [echo(&near)?, echo(&far)?];
         let (client, host) = (world.pod("client", On::Node)?, world.node());
         kube_proxy(host, &pods)?;
 
         let mut calls: Vec<Calls> = Vec::new();
-        let mut connections = Vec::new();
+        let mut connections: Vec<Held> = Vec::new();
+        let hold = |caller: &Netns, target: String, count| Held::open(caller, Protocol::Tcp, &target, count, INTERVAL);
         for family in Family::ALL {
             for caller in [&*client, world.ext()] {
                 calls.push(caller.keep_calling(Protocol::Tcp, &target(vip(family, 10), 80), BETWEEN_CALLS)?);
-                connections.extend([connection(caller, vip(family, 10), 81)?, connection(caller, vip(family, 10), 81)?]);
+                connections.push(hold(caller, target(vip(family, 10), 81), CONNECTIONS / 5)?);
             }
             calls.push(world.ext().keep_calling(Protocol::Tcp, &target(node_address(family), NODE_PORT), BETWEEN_CALLS)?);
-            connections.push(connection(world.ext(), node_address(family), ECHO_NODE_PORT)?);
+            connections.push(hold(world.ext(), target(node_address(family), ECHO_NODE_PORT), CONNECTIONS / 10)?);
         }
         // On an address where the agent does not serve node ports by default.
         let [_, on_bridge] = node_addresses(Family::V4);
@@ -295,7 +305,7 @@ fn k2_kube_proxy_hands_over_and_gets_back_without_a_lost_call_or_connection() {
         let addresses = host.exec(&["ip", "-o", "address", "show", "dev", "kube-ipvs0"])?;
         ensure!(!addresses.contains("10.96.") && !addresses.contains("fd00:"), "{addresses}");
         calls.iter().try_for_each(|calls| made(calls, 5))?;
-        go_on(&connections)?;
+        connections.iter().try_for_each(|held| held.go_on(CONNECTIONS.into()))?;
         let refused = client.call(Protocol::Tcp, &target(on_bridge, ECHO_NODE_PORT), 1)?;
         ensure!(refused[0].outcome.as_ref().is_err_and(|error| error == "refused"), "{refused:?}");
         let elsewhere = [elsewhere];
@@ -323,7 +333,7 @@ fn k2_kube_proxy_hands_over_and_gets_back_without_a_lost_call_or_connection() {
         let rules = host.exec(&["iptables-save"])?;
         ensure!(!rules.contains("KUBE-IPVS-SERVICES"), "{rules}");
         calls.iter().try_for_each(|calls| made(calls, 5))?;
-        go_on(&connections)?;
+        connections.iter().try_for_each(|held| held.go_on(CONNECTIONS.into()))?;
         for calls in calls {
             ensure_all_answered(&calls.stop()?)?;
         }

@@ -4,8 +4,6 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use testkit::{Random, Result, World};
 
-use crate::support::KernelState;
-
 const SERVICES: u64 = 4;
 
 fn name(number: u64) -> String {
@@ -71,13 +69,6 @@ pub(crate) fn change(one: &World, other: &World, random: &mut Random) -> Result<
     }
     [one, other].into_iter().try_for_each(|world| world.write(&file, &object.to_string()))?;
     Ok(format!("wrote {file}: {object}"))
-}
-
-/// The state of a world's node, less the addresses that come from the random ones of its devices.
-pub(crate) fn state(world: &World) -> Result<KernelState> {
-    let mut state = KernelState::of(world.node())?;
-    state.addresses.retain(|address| !address.contains("inet6 fe80:"));
-    Ok(state)
 }
 
 /// One pass of an agent with these arguments; its log. Services that claim the same address make it end with 5, which is no harm here.

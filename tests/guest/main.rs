@@ -33,4 +33,5 @@ mod timeouts;
 mod top;
 mod traffic;
 mod udp;
+mod versions;
 mod world;

@@ -147,11 +147,13 @@ pub(crate) fn ensure_same(before: &KernelState, after: &KernelState, what: &str)
 }
 
 /// All addresses but those the kernel gives links by itself: it does so up to a second after a link came up, and
-/// looks for duplicates for some seconds more, which has nothing to do with what anybody did meanwhile.
+/// looks for duplicates for some seconds more, which has nothing to do with what anybody did meanwhile. Without the number of their link,
+/// which is another one whenever it is made again.
 fn addresses(node: &Netns) -> Result<Vec<String>> {
     let shown = node.exec(&["ip", "-o", "address", "show"])?;
     let given = lines(&shown).filter(|line| !line.contains(" inet6 fe80:"));
-    Ok(sorted(given.map(|line| line.replace(" tentative", "")).collect()))
+    let numberless = given.map(|line| line.split_once(": ").map_or(line, |(_, rest)| rest));
+    Ok(sorted(numberless.map(|line| line.replace(" tentative", "")).collect()))
 }
 
 /// The lines of `ipvsadm -Sn`.

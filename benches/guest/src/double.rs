@@ -5,7 +5,10 @@ use std::thread;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
-use apiserver::{ApiServer, Json, Options, Resource};
+use apiserver::{ApiServer, Fault, Json, Options, Resource, Verb};
+
+/// What agents watch.
+const WATCHED: [Resource; 3] = [Resource::Services, Resource::EndpointSlices, Resource::Nodes];
 
 /// A running double that can be written to from here.
 pub(crate) struct Double(ApiServer);
@@ -54,6 +57,25 @@ impl Double {
         let begun = SystemTime::now();
         self.0.release();
         applied.map(|()| begun)
+    }
+
+    /// Loses all connections, and from now on each that is made for a list or a watch.
+    pub(crate) fn go_away(&self) {
+        for resource in WATCHED {
+            for verb in [Verb::List, Verb::Watch] {
+                self.0.fail_next(verb, resource, usize::MAX, Fault::Disconnect);
+            }
+            self.0.cut_watches(resource);
+        }
+    }
+
+    pub(crate) fn come_back(&self) {
+        self.0.clear_faults();
+    }
+
+    /// How many requests there have been.
+    pub(crate) fn requests(&self) -> usize {
+        self.0.requests().len()
     }
 
     /// Forgets the history.

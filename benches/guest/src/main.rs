@@ -11,6 +11,8 @@ mod floor;
 mod growth;
 mod manifests;
 mod namespace;
+mod outage;
+mod repair;
 mod rolling;
 mod scenarios;
 mod tools;
@@ -39,6 +41,9 @@ pub(crate) struct Arguments {
     /// How many random changes come and go before memory is looked at again; none skips that
     #[arg(long, value_name = "NUMBER", default_value_t = 100_000)]
     growth: u32,
+    /// How long the API server is away, in seconds; none skips that
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    outage: u32,
 }
 
 fn main() -> ExitCode {

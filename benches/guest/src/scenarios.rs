@@ -18,7 +18,7 @@ use crate::figures::{Figures, Goal, median};
 use crate::floor::{self, Floor, ensure_equal};
 use crate::namespace::{self, Namespace};
 use crate::tools::Saved;
-use crate::{growth, manifests, rolling};
+use crate::{growth, manifests, outage, repair, rolling};
 
 /// No audit comes while other things are measured.
 pub(crate) const NO_AUDIT: &[&str] = &["--audit-period", "1h"];
@@ -29,7 +29,7 @@ const BURST: u32 = 1000;
 /// How many audits are measured.
 const AUDITS: u32 = 3;
 /// Until what the agent has to do after its first synchronisation is done.
-const SETTLING: Duration = Duration::from_secs(3);
+pub(crate) const SETTLING: Duration = Duration::from_secs(3);
 /// Between two single changes: each finds the agent at rest.
 const QUIET: Duration = Duration::from_millis(20);
 
@@ -125,6 +125,8 @@ fn live(arguments: &Arguments, cluster: Cluster, double: &Double, figures: &Figu
     running.ensure_restored()?;
     rolling::measure(&mut running).context("rolling restart")?;
     running.ensure_restored()?;
+    repair::measure(&mut running).context("repair")?;
+    outage::measure(&mut running, Duration::from_secs(arguments.outage.into())).context("outage")?;
     growth::measure(&mut running, arguments.growth).context("growth")?;
     let Running { agent, cold, .. } = running;
     agent.terminate()?;
@@ -392,7 +394,7 @@ fn supported() -> Vec<Family> {
 
 impl Running<'_> {
     /// What came has to have gone again.
-    fn ensure_restored(&mut self) -> Result<()> {
+    pub(crate) fn ensure_restored(&mut self) -> Result<()> {
         ensure!(self.kernel.observe()? == self.cold, "the kernel does not hold what it held before");
         Ok(())
     }

@@ -51,6 +51,9 @@ pub(crate) struct Arguments {
     /// How many random changes come and go before memory is looked at again; 0 leaves that out
     #[arg(long, value_name = "NUMBER", default_value_t = 100_000)]
     growth: u32,
+    /// How long the API server is away, in seconds; an hour passes at once where instructions are counted. 0 leaves that out
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    outage: u32,
     /// Guest kernel: `base`, `newest`, or a series such as 6.1
     #[arg(long, default_value = "base")]
     kernel: Wanted,
@@ -69,6 +72,7 @@ pub(crate) fn gate() -> Result<bool> {
         idle: 1,
         audit_period: 3,
         growth: 0,
+        outage: 3600,
         kernel: Wanted::Base,
         no_build: false,
     };
@@ -121,10 +125,10 @@ fn measure(arguments: &Arguments) -> Result<bool> {
 fn script(arguments: &Arguments) -> String {
     let mut script = "mount -t cgroup2 none /sys/fs/cgroup || exit 1\n".to_owned();
     for services in &arguments.services {
-        let Arguments { audit_period, idle, growth, .. } = arguments;
+        let Arguments { audit_period, idle, growth, outage, .. } = arguments;
         let _ = writeln!(
             script,
-            "unshare --net bench --services {services} --audit-period {audit_period} --idle {idle} --growth {growth} || exit 1"
+            "unshare --net bench --services {services} --audit-period {audit_period} --idle {idle} --growth {growth} --outage {outage} || exit 1"
         );
     }
     script
