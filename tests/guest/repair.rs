@@ -53,7 +53,7 @@ impl<'a> Served<'a> {
     fn repairs(&self, damage: &str) -> Result<Duration> {
         self.node.exec(&["sh", "-c", damage]).context("the damage itself")?;
         let start = Instant::now();
-        eventually(SOON, || ensure_same(&self.before, &state(self.node)?, "not repaired")).with_context(|| damage.to_owned())?;
+        eventually(SOON, || ensure_same(&self.before, &KernelState::of(self.node)?, "not repaired")).with_context(|| damage.to_owned())?;
         Ok(start.elapsed())
     }
 
@@ -70,13 +70,6 @@ impl<'a> Served<'a> {
         }
         Ok(())
     }
-}
-
-/// What the node's kernel holds, less the own address of the device for VIPs, which is another one with each device.
-fn state(node: &Netns) -> Result<KernelState> {
-    let mut state = KernelState::of(node)?;
-    state.addresses.retain(|address| !(address.contains("kube-ipvs0") && address.contains("fe80:")));
-    Ok(state)
 }
 
 /// The value of a metric with these labels; 0 for one that is not there yet.

@@ -27,7 +27,7 @@ pub(crate) fn measure(running: &mut Running<'_>, time: Duration) -> Result<()> {
     let (requests, cpu) = (double.requests() - requests, agent.cpu()? - cpu);
     ensure!(agent.passes()?.iter().all(|pass| pass.steps == 0), "an absent API server has led to changes");
     ensure!(kernel.observe()? == *cold, "an absent API server has changed the kernel's state");
-    let staleness = agent.metric("kube_ipvs_source_staleness_seconds{kind=\"EndpointSlice\"}")?;
+    let staleness = agent.metric("kube_ipvs_source_staleness_seconds{kind=\"endpointslices\"}")?;
     // Asked at the end, after the hour that it has not been heard of.
     ensure!(staleness >= time.as_secs_f64(), "what is {} s old counts as {staleness} s old", time.as_secs());
 
