@@ -4,6 +4,8 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use testkit::{Random, Result, World};
 
+use crate::support::KernelState;
+
 const SERVICES: u64 = 4;
 
 fn name(number: u64) -> String {
@@ -69,6 +71,11 @@ pub(crate) fn change(one: &World, other: &World, random: &mut Random) -> Result<
     }
     [one, other].into_iter().try_for_each(|world| world.write(&file, &object.to_string()))?;
     Ok(format!("wrote {file}: {object}"))
+}
+
+/// The state of a world's node, as every life that led to it leaves it.
+pub(crate) fn state(world: &World) -> Result<KernelState> {
+    Ok(KernelState::of(world.node())?.with_named_marks())
 }
 
 /// One pass of an agent with these arguments; its log. Services that claim the same address make it end with 5, which is no harm here.

@@ -8,8 +8,8 @@ use testkit::manifest::{EndpointSlice, Service};
 use testkit::{Family, On, Pod, Protocol, Random, Result, World, eventually};
 
 use crate::held::{Held, echoing};
-use crate::life::{change, pass};
-use crate::support::{KernelState, PATIENCE, POD_PORT, ensure_all_answered, ensure_same, node, started, target, vip};
+use crate::life::{change, pass, state};
+use crate::support::{PATIENCE, POD_PORT, ensure_all_answered, ensure_same, node, started, target, vip};
 
 const CHANGES: usize = 12;
 
@@ -30,9 +30,9 @@ fn live(seed: u64) {
         let agent = started(world, &[])?;
         let changes = (0..CHANGES).map(|_| change(world, &fresh, &mut random)).collect::<Result<Vec<_>>>()?;
         pass(&fresh, &[])?;
-        let wanted = KernelState::of(fresh.node())?;
+        let wanted = state(&fresh)?;
         ensure!(wanted.virtual_servers.len() > 10, "too little came of it: {wanted:?}");
-        eventually(PATIENCE, || ensure_same(&wanted, &KernelState::of(world.node())?, "it differs from a fresh start"))
+        eventually(PATIENCE, || ensure_same(&wanted, &state(world)?, "it differs from a fresh start"))
             .with_context(|| format!("after\n{}", changes.join("\n")))?;
 
         agent.terminate()?;
@@ -41,7 +41,7 @@ fn live(seed: u64) {
             log.contains("nothing to do") && !log.contains("changed the kernel's state"),
             "one more pass was not empty:\n{log}"
         );
-        ensure_same(&wanted, &KernelState::of(world.node())?, "one more pass changed it")
+        ensure_same(&wanted, &state(world)?, "one more pass changed it")
     });
 }
 
@@ -103,8 +103,8 @@ fn kills(world: &World, seed: u64) -> Result {
             agent = world.agent(&[])?;
         }
         pass(&fresh, &[])?;
-        let wanted = KernelState::of(fresh.node())?;
-        eventually(PATIENCE, || ensure_same(&wanted, &KernelState::of(world.node())?, "it differs from one that was not killed"))
+        let wanted = state(&fresh)?;
+        eventually(PATIENCE, || ensure_same(&wanted, &state(world)?, "it differs from one that was not killed"))
             .with_context(|| format!("after\n{}", changes.join("\n")))?;
         held.iter().try_for_each(|held| held.go_on(40))?;
     }

@@ -45,7 +45,7 @@ impl<'a> Served<'a> {
         let client = world.pod("client", On::Node)?;
         world.write("web.yaml", &format!("{}{}{}", node(), service(), slices("web", &[&a, &b])))?;
         let agent = started(world, arguments)?;
-        let before = state(world.node())?;
+        let before = KernelState::of(world.node())?;
         Ok(Self { node: world.node(), client, pods: [a, b], agent, before, _servers: [serve_a, serve_b] })
     }
 
@@ -53,7 +53,8 @@ impl<'a> Served<'a> {
     fn repairs(&self, damage: &str) -> Result<Duration> {
         self.node.exec(&["sh", "-c", damage]).context("the damage itself")?;
         let start = Instant::now();
-        eventually(SOON, || ensure_same(&self.before, &KernelState::of(self.node)?, "not repaired")).with_context(|| damage.to_owned())?;
+        eventually(SOON, || ensure_same(&self.before, &KernelState::of(self.node)?, "not repaired"))
+            .with_context(|| damage.to_owned())?;
         Ok(start.elapsed())
     }
 

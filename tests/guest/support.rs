@@ -122,6 +122,31 @@ impl KernelState {
         })
     }
 
+    /// The same with each packet mark called by the frontend that it stands for: which number a frontend has depends on those that were there before
+    /// it, where two come to the same one.
+    pub(crate) fn with_named_marks(mut self) -> Self {
+        let mut names = BTreeMap::new();
+        for line in &mut self.sets {
+            let marked =
+                line.split_once(" skbmark 0x").and_then(|(member, mark)| Some((member, u32::from_str_radix(mark, 16).ok()?)));
+            if let Some((member, mark)) = marked {
+                let member = format!("{member} skbmark");
+                names.insert(mark.to_string(), std::mem::replace(line, member));
+            }
+        }
+        for line in &mut self.virtual_servers {
+            let mut words: Vec<_> = line.split(' ').collect();
+            let mark = words.iter().position(|word| *word == "-f").and_then(|at| words.get_mut(at + 1));
+            let named = mark.and_then(|mark| Some((names.get(*mark)?.split(' ').nth(2)?, mark)));
+            if let Some((name, mark)) = named {
+                *mark = name;
+                *line = words.join(" ");
+            }
+        }
+        self.virtual_servers.sort_unstable();
+        self
+    }
+
     /// How it differs from another, in lines with `-` (only in this) and `+` (only in the other).
     pub(crate) fn difference(&self, other: &Self) -> String {
         let mut text = String::new();

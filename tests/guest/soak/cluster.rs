@@ -68,7 +68,7 @@ impl<'a> Cluster<'a> {
             world.write("busy.yaml", &busy.manifest())?;
         }
         shell(world.node(), FOREIGN)?;
-        let foreign = parts(KernelState::of(world.node())?).1;
+        let foreign = parts(life::state(world)?).1;
         let binding = "route";
         let server = world.api_server(&["--interval-ms", "100"])?;
         let mut agent = agent(world, binding)?;
@@ -185,7 +185,7 @@ impl<'a> Cluster<'a> {
     /// Waits until what the kernel came to last is there, whatever else may be.
     pub(crate) fn stays_served(&mut self) -> Result {
         eventually(SETTLING, || {
-            let (state, _) = parts(KernelState::of(self.world.node())?);
+            let (state, _) = parts(life::state(self.world)?);
             let lost: String = self.desired.difference(&state).lines().filter(|line| line.starts_with('-')).collect();
             ensure!(lost.is_empty(), "while the API server is away, this has gone: {lost}");
             Ok(())
@@ -232,7 +232,7 @@ fn shell(netns: &Netns, script: &str) -> Result {
 fn desired(fresh: &World, binding: &str) -> Result<KernelState> {
     shell(fresh.node(), FORGET)?;
     life::pass(fresh, &[&ARGUMENTS[..], &["--vip-binding", binding]].concat())?;
-    KernelState::of(fresh.node())
+    life::state(fresh)
 }
 
 /// What the agent is to keep, and what is foreign.
@@ -259,7 +259,7 @@ fn settles(world: &World, agent: &mut Agent, desired: &KernelState, foreign: &Ke
         if let Some(status) = agent.process().ended()? {
             return Ok(Err(anyhow::anyhow!("the agent ended by itself ({status})")));
         }
-        let (mut state, others) = parts(KernelState::of(world.node())?);
+        let (mut state, others) = parts(life::state(world)?);
         let connections = connections(world.node())?;
         let is_draining =
             |line: &String| connections.get(line).is_some_and(|count| *count > 0) && !desired.virtual_servers.contains(line);
