@@ -1,18 +1,20 @@
-//! Problems as Kubernetes Events: `kubectl describe service` shows them to the Service's author, who does not read a node's log.
+//! News as Kubernetes Events: `kubectl describe service` shows problems to the Service's author, who does not read a node's log, and
+//! `kubectl describe node` what happens to the node as a whole.
 //!
 //! An Event is news and nothing that anything depends on. So nobody waits for one: reports go into a queue that drops what does not
 //! fit, and leave it at a pace that an API server does not notice, however many nodes see the same thing. The name of an Event follows
 //! from what it says. Whoever says the same again, be it this agent after a restart or that of another node, is told that the Event is
 //! there already, and that is that.
 
+mod report;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use desired::Problem;
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Service};
+use k8s_openapi::api::core::v1::{ObjectReference, Service};
 use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 use tokio::sync::mpsc;
@@ -23,18 +25,11 @@ use crate::metrics::Metrics;
 use crate::pace::Pace;
 use crate::register::Subject;
 
-/// Who reports, as the API has it: a qualified name.
-const CONTROLLER: &str = "kube-ipvs";
-/// What was being done when the problem was found. The API wants a word, and kubectl does not show it.
-const ACTION: &str = "Serving";
-/// The API's limit for a note: 1 KiB.
-const MAX_NOTE: usize = 1024;
-/// The API's limit for the name of a reporter.
-const MAX_INSTANCE: usize = 128;
-/// The API's limit for names.
-const MAX_NAME: usize = 253;
-/// Where Events go that are about objects without a namespace; the API takes no other.
-const NAMESPACE_OF_NODES: &str = "default";
+pub(crate) use report::Happening;
+use report::{NAMESPACE_OF_NODES, Report};
+
+/// How long the end of the process may wait for its last Event to be taken.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// What can be adjusted; tests hurry.
 #[derive(Clone, Debug)]
@@ -69,11 +64,6 @@ impl Default for Tuning {
 pub(crate) struct Events {
     queue: mpsc::Sender<Report>,
     metrics: Metrics,
-}
-
-struct Report {
-    subject: Subject,
-    problem: Problem,
 }
 
 /// What became of a report.
@@ -111,7 +101,20 @@ type Cause = Option<u16>;
 impl Events {
     /// Reports a problem; never waits.
     pub(crate) fn report(&self, subject: &Subject, problem: &Problem) {
-        let report = Report { subject: subject.clone(), problem: problem.clone() };
+        self.queue(Report::of(subject, problem));
+    }
+
+    /// Says what has happened to this node; never waits.
+    pub(crate) fn tell(&self, happening: Happening, note: String) {
+        self.tell_of(Subject::Node, happening, note);
+    }
+
+    /// Says what has happened on this node to `subject`; never waits.
+    pub(crate) fn tell_of(&self, subject: Subject, happening: Happening, note: String) {
+        self.queue(Report::that(subject, happening, note));
+    }
+
+    fn queue(&self, report: Report) {
         if self.queue.try_send(report).is_err() {
             count(&self.metrics, Outcome::Dropped);
         }
@@ -120,6 +123,16 @@ impl Events {
 
 fn count(metrics: &Metrics, outcome: Outcome) {
     metrics.events.with_label_values(&[outcome.label()]).inc();
+}
+
+/// Says why the process ends, in its last seconds, and does not insist.
+pub(crate) async fn last_words(client: Client, node_name: String, note: String) {
+    let speaker = Speaker { client: &client, node_name: &node_name };
+    match timeout(LAST_WORDS, speaker.write(&Report::that(Subject::Node, Happening::Failed, note))).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => debug!(%error, "the last Kubernetes Event was not taken"),
+        Err(_) => debug!("the last Kubernetes Event was not taken within {} s", LAST_WORDS.as_secs()),
+    }
 }
 
 /// Writes what is reported. It ends when nobody can report any more.
@@ -150,7 +163,7 @@ impl Writer {
         while let Some(report) = self.queue.recv().await {
             sleep_until(self.pace.next(Instant::now())).await;
             let outcome = self.deliver(&report).await;
-            debug!(subject = %report.subject, reason = %report.problem.reason, ?outcome, "a Kubernetes Event");
+            debug!(subject = %report.subject, reason = report.reason, ?outcome, "a Kubernetes Event");
             count(&self.metrics, outcome);
         }
     }
@@ -158,7 +171,7 @@ impl Writer {
     async fn deliver(&mut self, report: &Report) -> Outcome {
         let mut waits = self.tuning.retries.clone().into_iter();
         loop {
-            let (cause, sentence) = match timeout(self.tuning.patience, self.write(report)).await {
+            let (cause, sentence) = match timeout(self.tuning.patience, self.speaker().write(report)).await {
                 Ok(Ok(outcome)) => {
                     self.logged.retain(|cause| !is_passing(*cause));
                     return outcome;
@@ -180,9 +193,21 @@ impl Writer {
         }
     }
 
-    async fn write(&self, Report { subject, problem }: &Report) -> kube::Result<Outcome> {
-        let Some(regarding) = self.regarding(subject).await? else { return Ok(Outcome::Outdated) };
-        let event = event(regarding, problem, note(subject, problem), &self.node_name);
+    fn speaker(&self) -> Speaker<'_> {
+        Speaker { client: &self.client, node_name: &self.node_name }
+    }
+}
+
+/// Writes single Events in the name of a node.
+struct Speaker<'a> {
+    client: &'a Client,
+    node_name: &'a str,
+}
+
+impl Speaker<'_> {
+    async fn write(&self, report: &Report) -> kube::Result<Outcome> {
+        let Some(regarding) = self.object(&report.subject).await? else { return Ok(Outcome::Outdated) };
+        let event = report.event(regarding, self.node_name);
         let namespace = event.metadata.namespace.as_deref().unwrap_or(NAMESPACE_OF_NODES);
         let created = Api::<Event>::namespaced(self.client.clone(), namespace).create(&PostParams::default(), &event).await;
         match created {
@@ -198,18 +223,19 @@ impl Writer {
 
     /// The object as an Event refers to it; `None` when it is not there any more.
     ///
-    /// kubectl finds Events by the uid of their object. Problems are rare and uids are many, so it is asked for and not kept; as a list,
-    /// because an agent that may watch may list, and with a selector for the name the server reads just the one object.
-    async fn regarding(&self, subject: &Subject) -> kube::Result<Option<ObjectReference>> {
-        let by_name = |name: &str| ListParams::default().fields(&format!("metadata.name={name}"));
+    /// kubectl finds Events by the uid of their object. Of a Node it looks for the name in that place, as the kubelet and kube-proxy write it; newer ones
+    /// for the uid as well. Of a Service, whose problems are rare and whose uids are many, the uid is asked for and not kept; as a list, because an agent
+    /// that may watch may list, and with a selector for the name the server reads just the one object.
+    async fn object(&self, subject: &Subject) -> kube::Result<Option<ObjectReference>> {
         let (kind, metadata) = match subject {
             Subject::Service(name) => ("Service", {
                 let services = Api::<Service>::namespaced(self.client.clone(), name.namespace());
-                services.list_metadata(&by_name(name.name())).await?.items.into_iter().next().map(|object| object.metadata)
+                let by_name = ListParams::default().fields(&format!("metadata.name={}", name.name()));
+                services.list_metadata(&by_name).await?.items.into_iter().next().map(|object| object.metadata)
             }),
             Subject::Node => ("Node", {
-                let nodes = Api::<Node>::all(self.client.clone());
-                nodes.list_metadata(&by_name(&self.node_name)).await?.items.into_iter().next().map(|object| object.metadata)
+                let name = Some(self.node_name.to_owned());
+                Some(ObjectMeta { name: name.clone(), uid: name, ..ObjectMeta::default() })
             }),
         };
         Ok(metadata.map(|ObjectMeta { name, namespace, uid, .. }| ObjectReference {
@@ -233,59 +259,6 @@ fn cause(error: &kube::Error) -> Cause {
 /// Whether the next attempt may well succeed.
 const fn is_passing(cause: Cause) -> bool {
     matches!(cause, None | Some(429 | 500..=599))
-}
-
-fn event(regarding: ObjectReference, problem: &Problem, note: String, node_name: &str) -> Event {
-    Event {
-        metadata: ObjectMeta {
-            name: Some(event_name(&regarding, problem, &note, node_name)),
-            namespace: Some(regarding.namespace.clone().unwrap_or_else(|| NAMESPACE_OF_NODES.to_owned())),
-            ..ObjectMeta::default()
-        },
-        type_: Some("Warning".to_owned()),
-        reason: Some(problem.reason.as_str().to_owned()),
-        action: Some(ACTION.to_owned()),
-        note: Some(note),
-        regarding: Some(regarding),
-        reporting_controller: Some(CONTROLLER.to_owned()),
-        reporting_instance: Some(cut(node_name, MAX_INSTANCE).to_owned()),
-        event_time: Some(MicroTime(Timestamp::now())),
-        ..Event::default()
-    }
-}
-
-/// What is to be read where the object is known: without its name.
-fn note(subject: &Subject, problem: &Problem) -> String {
-    const ELLIPSIS: char = '…';
-    let Problem { object, field, message, .. } = problem;
-    let own = match subject {
-        Subject::Service(_) => **object == *subject.to_string(),
-        Subject::Node => true,
-    };
-    let text = if own { format!("{field} {message}") } else { problem.to_string() };
-    if text.len() <= MAX_NOTE { text } else { format!("{}{ELLIPSIS}", cut(&text, MAX_NOTE - ELLIPSIS.len_utf8())) }
-}
-
-/// The object's name and a hash of what is said of it, and of who says it where that is part of the news.
-fn event_name(regarding: &ObjectReference, problem: &Problem, note: &str, node_name: &str) -> String {
-    let uid = regarding.uid.as_deref().unwrap_or_default();
-    let speaker = if problem.reason.is_of_node() { node_name } else { "" };
-    let hash = fnv1a([uid, problem.reason.as_str(), note, speaker]);
-    let suffix = format!(".{hash:016x}");
-    let object = cut(regarding.name.as_deref().unwrap_or_default(), MAX_NAME - suffix.len());
-    // A label that is cut must not end in what a label cannot end in.
-    format!("{}{suffix}", object.trim_end_matches(['-', '.']))
-}
-
-/// The 64-bit FNV-1a hash (Fowler, Noll and Vo), which is the same everywhere and for ever.
-fn fnv1a<const N: usize>(texts: [&str; N]) -> u64 {
-    let bytes = texts.iter().flat_map(|text| text.bytes().chain([0xff]));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
-/// As much of `text` as fits `bytes` without cutting a character.
-fn cut(text: &str, bytes: usize) -> &str {
-    (0..=bytes).rev().find_map(|end| text.get(..end)).filter(|_| text.len() > bytes).unwrap_or(text)
 }
 
 #[cfg(test)]

@@ -66,11 +66,15 @@ impl Freshness {
 
     /// Says what is older than `limit`; nothing is with a limit of zero.
     pub(crate) fn stale(&self, now: Instant, limit: Duration) -> Option<String> {
+        let unheard_of = self.unheard_of(now, limit).filter(|_| !limit.is_zero());
+        unheard_of.map(|unheard_of| format!("{unheard_of}, which is longer than --max-staleness ({} s)", limit.as_secs_f32()))
+    }
+
+    /// Says what has not been heard of for longer than `limit`.
+    pub(crate) fn unheard_of(&self, now: Instant, limit: Duration) -> Option<String> {
         let (kind, age) = self.ages(now).into_iter().max_by_key(|(_, age)| *age)?;
-        (!limit.is_zero() && age > limit).then(|| {
-            let (resource, age, limit) = (kind.resource(), age.as_secs(), limit.as_secs_f32());
-            format!("the API server has told nothing of {resource} for {age} s, which is longer than --max-staleness ({limit} s)")
-        })
+        let (resource, seconds) = (kind.resource(), age.as_secs());
+        (age > limit).then(|| format!("the API server has told nothing of {resource} for {seconds} s"))
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

@@ -23,7 +23,7 @@ pub(crate) struct Differing {
 }
 
 /// How long desired and kernel may differ before the node counts as unhealthy: kube-proxy's limit, two of its sync periods.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// How long the reconciler's thread may sleep.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(10);

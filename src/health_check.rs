@@ -16,8 +16,10 @@ use model::Family;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, spawn_local};
 
+use crate::events::{Events, Happening};
 use crate::health::Health;
 use crate::http::{self, Answer};
+use crate::register::Subject;
 
 /// By which some load balancers weigh the nodes.
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
@@ -26,6 +28,8 @@ const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-we
 pub(crate) struct HealthChecks {
     servers: BTreeMap<ServiceName, Server>,
     health: watch::Receiver<Health>,
+    /// `None` where nobody takes Events.
+    events: Option<Events>,
 }
 
 struct Server {
@@ -57,9 +61,9 @@ impl LocalEndpoints {
 }
 
 impl HealthChecks {
-    /// No servers. What they answer depends on `health` as well.
-    pub(crate) const fn new(health: watch::Receiver<Health>) -> Self {
-        Self { servers: BTreeMap::new(), health }
+    /// No servers. What they answer depends on `health` as well; ports that are taken are told to `events`.
+    pub(crate) const fn new(health: watch::Receiver<Health>, events: Option<Events>) -> Self {
+        Self { servers: BTreeMap::new(), health, events }
     }
 
     /// Starts, changes or stops the server of `service`, as its fragment asks; `None` for a Service that is gone.
@@ -87,7 +91,14 @@ impl HealthChecks {
                 std::future::ready(answer(&service, count.get().for_caller_of(called), healthy))
             }
         };
-        let task = spawn_local(http::serve(any_address(port), "a health check node port", None, answer)).abort_handle();
+        let (service, events) = (service.clone(), self.events.clone());
+        let report = move |note| {
+            if let Some(events) = events {
+                events.tell_of(Subject::Service(service), Happening::FailedToStartServiceHealthcheck, note);
+            }
+        };
+        let served = http::serve(any_address(port), "a health check node port", None, report, answer);
+        let task = spawn_local(served).abort_handle();
         Server { port, local_endpoints: count, task }
     }
 }

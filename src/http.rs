@@ -85,18 +85,27 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Serves GET requests on `address`, for as long as the process lives; through `listener` if there is one. `answer` gets the path and the address
 /// that was called.
 ///
-/// An address that cannot be listened on is retried: an agent whose health port is taken still proxies.
-pub(crate) async fn serve<F, R>(address: SocketAddr, what: &'static str, listener: Option<TcpListener>, answer: F)
-where
+/// An address that cannot be listened on is retried: an agent whose health port is taken still proxies. `report` is told of it once.
+pub(crate) async fn serve<F, R>(
+    address: SocketAddr,
+    what: &'static str,
+    listener: Option<TcpListener>,
+    report: impl FnOnce(String),
+    answer: F,
+) where
     F: Fn(String, IpAddr) -> R + Clone + 'static,
     R: Future<Output = Answer> + 'static,
 {
     let mut listening = listener.map_or_else(|| listen(address), Ok);
+    let mut report = Some(report);
     let listener = loop {
         match listening {
             Ok(listener) => break listener,
             Err(error) => {
                 warn!(%address, %error, "cannot serve {what}; trying again every {} s", RETRY.as_secs());
+                if let Some(report) = report.take() {
+                    report(format!("cannot serve {what} on {address}: {error}; trying again every {} s", RETRY.as_secs()));
+                }
                 tokio::time::sleep(RETRY).await;
                 listening = listen(address);
             }
@@ -257,7 +266,7 @@ mod tests {
         let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = listener.local_addr().unwrap();
         let answer = |path: String, _| std::future::ready(Answer::text(StatusCode::OK, &path));
-        spawn_local(serve(address, "a test", Some(listener), answer));
+        spawn_local(serve(address, "a test", Some(listener), drop, answer));
         timeout(LONG, async {
             while TcpStream::connect(address).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(5)).await;

@@ -33,6 +33,7 @@ mod manual;
 mod metrics;
 mod news;
 mod node;
+mod node_events;
 mod node_sysctls;
 mod pace;
 mod pages;

@@ -15,6 +15,7 @@ use kube::Client;
 use model::Via;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{LocalSet, spawn_local};
@@ -28,6 +29,7 @@ use crate::cli::{
 use crate::control::Desk;
 use crate::drain::Limits;
 use crate::eligibility::Eligibility;
+use crate::events::{Events, Happening};
 use crate::exit::{Ending, Exit, kernel_ending};
 use crate::freshness::Freshness;
 use crate::health::Health;
@@ -50,7 +52,7 @@ use crate::settings::{self, Effective, Given, Origin};
 use crate::source::Event;
 use crate::source::api::{self, ApiSource, connect_to};
 use crate::source::manifests::ManifestSource;
-use crate::{cleanup, events, init, node, node_sysctls, removals, sysctls};
+use crate::{cleanup, events, init, node, node_events, node_sysctls, removals, sysctls};
 
 /// Events that may wait before whoever reads the API server has to.
 pub(crate) const EVENTS: usize = 1024;
@@ -91,7 +93,33 @@ fn run(given: &Given, effective: Effective, logs: Logs) -> anyhow::Result<Option
     let (sender, events) = mpsc::channel(EVENTS);
     // Before the kernel, so that a mistake on the command line is not hidden behind what the node lacks.
     let requests = Requests::new().context("cannot register metrics")?;
-    let Followed { source, client, freshness } = tasks.block_on(&runtime, source(arguments, &node_name, sender, &requests))?;
+    let followed = tasks.block_on(&runtime, source(arguments, &node_name, sender, &requests))?;
+    // A single synchronisation says what it has to say in its log, and does not wait for Events to be written.
+    let client = followed.client.clone().filter(|_| !arguments.once);
+    let prepared = Prepared { node_name: node_name.clone(), config, followed, events, requests, runtime: &runtime, tasks: &tasks };
+    let outcome = proxy(given, &effective, logs, prepared);
+    if let (Err(error), Some(client)) = (&outcome, client) {
+        tasks.block_on(&runtime, events::last_words(client, node_name, format!("the agent has ended: {error:#}")));
+    }
+    outcome
+}
+
+/// What there is before the kernel is touched.
+struct Prepared<'a> {
+    runtime: &'a Runtime,
+    tasks: &'a LocalSet,
+    node_name: String,
+    config: Config,
+    followed: Followed,
+    events: mpsc::Receiver<Event>,
+    requests: Requests,
+}
+
+/// Serves until something ends it.
+fn proxy(given: &Given, effective: &Rc<Effective>, logs: Logs, prepared: Prepared<'_>) -> anyhow::Result<Option<Exit>> {
+    let Prepared { runtime, tasks, node_name, config, followed, events, requests } = prepared;
+    let Followed { source, client, freshness } = followed;
+    let arguments = &effective.run;
     let kernel = Kernel::open(&config.families).map_err(|error| kernel_ending(&error))?;
     let random_fully = kernel.has_random_fully().map_err(|error| kernel_ending(&error))?;
     info!(
@@ -104,7 +132,7 @@ fn run(given: &Given, effective: Effective, logs: Logs) -> anyhow::Result<Option
         "starting"
     );
     set_sysctls(&config, &arguments.kube_proxy);
-    set_oom_score(&effective);
+    set_oom_score(effective);
     check_input(&kernel, &config);
 
     let metrics = Metrics::of(config.families.clone(), requests).context("cannot register metrics")?;
@@ -121,17 +149,17 @@ fn run(given: &Given, effective: Effective, logs: Logs) -> anyhow::Result<Option
     let Running { health, lacking_schedulers, thread } =
         reconciler::spawn(kernel, settings, mailbox.clone(), news.clone(), metrics.clone())?;
 
-    let servers = (!arguments.once).then(|| Servers {
-        checks: HealthChecks::new(health.clone()),
-        relays: arguments.proxy.localhost_nodeports.then(Relays::default),
-    });
     // A single synchronisation says what it has to say in its log, and does not wait for Events to be written.
     let (families, is_from_api) = (config.families.clone(), client.is_some());
     let (reports, writer) = client
         .filter(|_| !arguments.once)
         .map(|client| events::channel(client, node_name.clone(), events::Tuning::default(), metrics.clone()))
         .unzip();
-    let register = Register::new(metrics.clone(), reports);
+    let servers = (!arguments.once).then(|| Servers {
+        checks: HealthChecks::new(health.clone(), reports.clone()),
+        relays: arguments.proxy.localhost_nodeports.then(Relays::default),
+    });
+    let register = Register::new(metrics.clone(), reports.clone());
     let (decide, decided) = watch::channel(config.clone());
     let (tell, told) = watch::channel(effective.clone());
     // Files need not have a Node that says something.
@@ -155,12 +183,23 @@ fn run(given: &Given, effective: Effective, logs: Logs) -> anyhow::Result<Option
             Ok(())
         }
     };
-    let outcome = tasks.block_on(&runtime, async {
+    let outcome = tasks.block_on(runtime, async {
         writer.map(|writer| spawn_local(writer.run()));
+        if let Some(reports) = &reports {
+            let version = env!("CARGO_PKG_VERSION");
+            reports.tell(Happening::Starting, format!("kube-ipvs {version} serves Services on this node"));
+            let signs = node_events::Signs {
+                health: health.clone(),
+                freshness: freshness.clone(),
+                max_staleness: max_staleness.clone(),
+                metrics: metrics.clone(),
+            };
+            spawn_local(node_events::follow(signs, reports.clone()));
+        }
         let probes = Probes { health: health.clone(), families, eligibility, freshness, max_staleness };
         let (asker, asks) = mpsc::channel(QUESTIONS);
         let desk = Desk { reconciler: mailbox.clone(), agent: asker };
-        serve(arguments, desk, &metrics, probes, Pages { effective: told })?;
+        serve(arguments, desk, &metrics, probes, Pages { effective: told }, reports)?;
         spawn_local(settings::follow(given.clone(), effective.clone(), apply));
         follow(
             arguments.once,
@@ -241,24 +280,46 @@ fn selection(arguments: &Run, node_name: &str) -> String {
 }
 
 /// Starts the HTTP servers. A single synchronisation needs none.
-fn serve(arguments: &Run, desk: Desk, metrics: &Metrics, probes: Probes, pages: Pages) -> anyhow::Result<()> {
+fn serve(
+    arguments: &Run,
+    desk: Desk,
+    metrics: &Metrics,
+    probes: Probes,
+    pages: Pages,
+    reports: Option<Events>,
+) -> anyhow::Result<()> {
     if arguments.once {
         return Ok(());
     }
     let scraped = Scraped::new(arguments, &desk, metrics, &probes, pages);
     let flags = &arguments.kube_proxy;
+    let report = |happening| {
+        let reports = reports.clone();
+        move |note| {
+            if let Some(reports) = reports {
+                reports.tell(happening, note);
+            }
+        }
+    };
     if let Some(address) = placed(arguments.healthz_bind_address, flags.healthz_port) {
         let listener = listener(address, "/healthz", flags.bind_address_hard_fail)?;
         let metrics = metrics.clone();
-        spawn_local(http::serve(address, "health", listener, move |path, _| {
-            let answer = probes.answer(&path);
-            metrics.upstream.count_probe(&path, answer.status.as_u16());
-            std::future::ready(answer)
-        }));
+        spawn_local(http::serve(
+            address,
+            "health",
+            listener,
+            report(Happening::FailedToStartProxierHealthcheck),
+            move |path, _| {
+                let answer = probes.answer(&path);
+                metrics.upstream.count_probe(&path, answer.status.as_u16());
+                std::future::ready(answer)
+            },
+        ));
     }
     if let Some(address) = placed(arguments.metrics_bind_address, flags.metrics_port) {
         let listener = listener(address, "/metrics", flags.bind_address_hard_fail)?;
-        spawn_local(http::serve(address, "metrics", listener, move |path: String, _| scraped.clone().answer(path)));
+        let report = report(Happening::FailedToStartMetricServer);
+        spawn_local(http::serve(address, "metrics", listener, report, move |path: String, _| scraped.clone().answer(path)));
     }
     if !arguments.control_socket.as_os_str().is_empty() {
         let listener = http::control_listener(&arguments.control_socket)?;

@@ -1,5 +1,6 @@
 //! The real client against the double, over a socket.
 
+use super::report::{MAX_NAME, MAX_NOTE, cut};
 use super::*;
 use crate::captured::Log;
 use crate::freshness::Freshness;
@@ -101,7 +102,7 @@ async fn a_problem_becomes_an_event_with_all_that_kubectl_and_the_api_ask_for() 
     let place = |path: &[&str]| of_node.str_at(path);
     assert_eq!((place(&["metadata", "namespace"]), place(&["regarding", "namespace"])), (Some("default"), None));
     assert_eq!((place(&["regarding", "kind"]), place(&["regarding", "name"])), (Some("Node"), Some("node-1")));
-    assert_eq!(place(&["regarding", "uid"]), Some(&*uid(&server, Resource::Nodes, "node-1")));
+    assert_eq!(place(&["regarding", "uid"]), Some("node-1"), "where kubectl describe node looks for it");
 }
 
 #[tokio::test]
@@ -124,6 +125,42 @@ async fn what_is_said_again_by_a_restarted_agent_or_another_node_is_one_event() 
         .unwrap();
     let recreated = report(&server, "node-1", hasty(), &reports).await;
     assert_eq!(outcomes(&recreated), [(Outcome::Written, 2)]);
+}
+
+/// A start is one each time. Who fails again and again for one reason has failed once; kube-proxy's words are kept where it has one.
+#[tokio::test]
+async fn what_happens_to_the_node_is_told_in_its_words() {
+    let server = server().await;
+    for _ in 0..2 {
+        let metrics = Metrics::new().unwrap();
+        let (events, writer) = channel(client(&server).await, "node-1".to_owned(), hasty(), metrics.clone());
+        events.tell(Happening::Starting, "kube-ipvs 0.1.0".to_owned());
+        let taken = "cannot serve a health check node port on [::]:30000: in use".to_owned();
+        events.tell_of(web(), Happening::FailedToStartServiceHealthcheck, taken);
+        drop(events);
+        writer.run().await;
+        last_words(client(&server).await, "node-1".to_owned(), "the kernel lacks ip_vs".to_owned()).await;
+    }
+    let mut told: Vec<_> = server.objects(Resource::Events);
+    told.sort_by_key(|event| event.str_at(&["reason"]).map(str::to_owned));
+    let field = |name: &'static str| told.iter().map(move |event| event.str_at(&[name]).unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(field("reason"), ["Failed", "FailedToStartServiceHealthcheck", "Starting", "Starting"]);
+    assert_eq!(field("type"), ["Warning", "Warning", "Normal", "Normal"]);
+    assert_eq!(told[0].str_at(&["note"]), Some("the kernel lacks ip_vs"));
+    assert_eq!(told[1].str_at(&["regarding", "uid"]), Some(&*uid(&server, Resource::Services, "web")));
+}
+
+#[tokio::test]
+async fn last_words_are_not_insisted_on() {
+    let server = server().await;
+    server.forbid(Verb::Create, Resource::Events);
+    last_words(client(&server).await, "node-1".to_owned(), "the kernel lacks ip_vs".to_owned()).await;
+    server.allow(Verb::Create, Resource::Events);
+    server.fail_next(Verb::Create, Resource::Events, 1, Fault::NoAnswer);
+    let begun = Instant::now();
+    last_words(client(&server).await, "node-1".to_owned(), "the kernel lacks ip_vs".to_owned()).await;
+    assert!(begun.elapsed() >= LAST_WORDS);
+    assert_eq!(server.objects(Resource::Events), []);
 }
 
 #[tokio::test]

@@ -5,10 +5,11 @@ mod process;
 mod requests;
 mod upstream;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use model::Family;
+use prometheus::core::Collector as _;
 use prometheus::{
     Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, TextEncoder,
@@ -173,7 +174,7 @@ impl Metrics {
                     &["reason"],
                 ))?,
             events: group.add(IntCounterVec::new(
-                    Opts::new("events_total", "Problems that were to be reported as Kubernetes Events, by what became of that."),
+                    Opts::new("events_total", "News that was to be told as Kubernetes Events, by what became of that."),
                     &["result"],
                 ))?,
             repairs: group.add(IntCounterVec::new(
@@ -296,6 +297,14 @@ impl Metrics {
     /// Counts a pass that found what others have changed.
     pub(crate) fn count_drift(&self, pass: Pass) {
         self.drifts.with_label_values(&[pass.label()]).inc();
+    }
+
+    /// How many repairs there have been, by stage.
+    pub(crate) fn repairs_by_stage(&self) -> BTreeMap<String, u64> {
+        let families = self.repairs.collect();
+        let metrics = families.iter().flat_map(|family| family.get_metric());
+        let stages = metrics.flat_map(|metric| metric.get_label()).map(|label| label.value().to_owned());
+        stages.map(|stage| (self.repairs.with_label_values(&[&*stage]).get(), stage)).map(|(count, stage)| (stage, count)).collect()
     }
 
     /// Notes for how long the kernel and what is desired have differed; zero while they do not.
