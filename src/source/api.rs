@@ -6,6 +6,7 @@
 mod backoff;
 mod bookmarks;
 mod client;
+mod connections;
 mod endpoints;
 mod proxy;
 mod received;
@@ -264,3 +265,5 @@ const MAX_BROKEN_STREAMS: u32 = 3;
 mod tests;
 #[cfg(test)]
 mod tls;
+#[cfg(test)]
+mod versions;

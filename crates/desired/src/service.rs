@@ -292,8 +292,17 @@ fn external_ips(spec: &object::ServiceSpec, problems: &mut Problems) -> Box<[IpA
 fn ingress(object: &object::Service, problems: &mut Problems) -> Box<[IpAddr]> {
     let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = status.and_then(|status| status.ingress.as_deref()).unwrap_or_default();
+    for (index, entry) in ingress.iter().enumerate() {
+        if let Some(mode) = entry.ip_mode.as_deref().filter(|mode| !matches!(*mode, "" | "VIP" | "Proxy")) {
+            let said = quoted(mode);
+            problems.add(
+                format!("status.loadBalancer.ingress[{index}].ipMode"),
+                format!("is {said}; it can be VIP or Proxy, and the address is left to the load balancer, as with Proxy"),
+            );
+        }
+    }
     // A load balancer of mode Proxy ends connections itself: callers inside the cluster must go through it (KEP-1860).
-    let handed_on = ingress.iter().enumerate().filter(|(_, entry)| entry.ip_mode.as_deref() != Some("Proxy"));
+    let handed_on = ingress.iter().enumerate().filter(|(_, entry)| matches!(entry.ip_mode.as_deref(), None | Some("" | "VIP")));
     let texts = handed_on.filter_map(|(index, entry)| Some((index, entry.ip.as_deref()?))).filter(|(_, text)| !text.is_empty());
     let texts = texts.map(|(index, text)| (format!("status.loadBalancer.ingress[{index}].ip"), text));
     addresses(texts, "look to the controller that set it", problems)

@@ -1,6 +1,7 @@
 //! The connection to the API server: kube's client on a connector that notices dead peers.
 
 use super::bookmarks::{self, Observed, Timed};
+use super::connections::{Connections, files};
 use super::endpoints::{Endpoint, Endpoints};
 use super::proxy::{Connector, Proxies};
 use super::token::TokenFile;
@@ -13,9 +14,9 @@ use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{Cluster, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -84,19 +85,30 @@ async fn from_file(path: &Path) -> Result<(Config, Option<String>)> {
     let name = path.display();
     let kubeconfig =
         Kubeconfig::read_from(path).map_err(|error| anyhow!("kubeconfig {name} cannot be used: {}", innermost(&error)))?;
-    let proxy = proxy_url(&kubeconfig);
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(|error| {
+    let (proxy, authority) = (proxy_url(&kubeconfig), authority(&kubeconfig));
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(|error| {
         anyhow!("kubeconfig {name} cannot be used: {error}; it needs a current-context whose cluster and user it defines")
     })?;
+    // kube reads it again where it is a pod's, and so it is to be with any other.
+    config.root_cert_file = authority.filter(|_| config.root_cert.is_some());
     Ok((config, proxy))
 }
 
 /// The `proxy-url` of the current context's cluster. kube's own answer does not tell it from what the environment says.
 fn proxy_url(kubeconfig: &Kubeconfig) -> Option<String> {
+    cluster(kubeconfig)?.proxy_url.clone().filter(|url| !url.is_empty())
+}
+
+/// The file with the authority that the server's certificate is of, unless that is written out.
+fn authority(kubeconfig: &Kubeconfig) -> Option<PathBuf> {
+    let cluster = cluster(kubeconfig).filter(|cluster| cluster.certificate_authority_data.is_none())?;
+    cluster.certificate_authority.as_ref().map(PathBuf::from)
+}
+
+fn cluster(kubeconfig: &Kubeconfig) -> Option<&Cluster> {
     let context = kubeconfig.contexts.iter().find(|context| Some(&context.name) == kubeconfig.current_context.as_ref())?;
     let name = &context.context.as_ref()?.cluster;
-    let cluster = kubeconfig.clusters.iter().find(|cluster| &cluster.name == name)?;
-    cluster.cluster.as_ref()?.proxy_url.clone().filter(|url| !url.is_empty())
+    kubeconfig.clusters.iter().find(|cluster| &cluster.name == name)?.cluster.as_ref()
 }
 
 /// Prepares for servers other than the one that is configured. Their certificates have to hold for its name: that they have in common.
@@ -131,12 +143,16 @@ fn client(mut config: Config, endpoints: Endpoints, freshness: Freshness, proxie
     connector.set_keepalive(Some(KEEPALIVE_AFTER));
     connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
     connector.set_keepalive_retries(Some(KEEPALIVE_PROBES));
-    let hyper: HyperClient<_, Body> = HyperClient::builder(TokioExecutor::new())
-        .build(config.rustls_https_connector_with_connector(Connector { direct: connector, proxies }).context(
-        "TLS needs the API server's root certificate: name a certificate-authority in the kubeconfig, or install ca-certificates",
-    )?);
+    let connector = Connector { direct: connector, proxies };
+    let secured = config.clone();
+    let connections = Connections::open(files(&config), move || {
+        let connector = secured.rustls_https_connector_with_connector(connector.clone()).context(
+            "TLS needs the API server's root certificate: name a certificate-authority in the kubeconfig, or install ca-certificates",
+        )?;
+        Ok(HyperClient::builder(TokioExecutor::new()).build(connector))
+    })?;
     let pace = Pace::new(WATCH_INTERVAL, WATCH_BURST);
-    let sender = Arc::new(Sender { hyper, endpoints, pace, freshness, requests });
+    let sender = Arc::new(Sender { connections, endpoints, pace, freshness, requests });
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
@@ -152,7 +168,7 @@ fn client(mut config: Config, endpoints: Endpoints, freshness: Freshness, proxie
 
 /// Sends requests that are complete but for the server they go to.
 struct Sender<C> {
-    hyper: HyperClient<C, Body>,
+    connections: Connections<C>,
     endpoints: Endpoints,
     pace: Pace,
     freshness: Freshness,
@@ -176,7 +192,7 @@ impl<C: Connect + Clone + Send + Sync + 'static> Sender<C> {
             let body = body.try_clone().ok_or("a request that is a stream")?;
             let (method, host) = (parts.method.to_string(), parts.uri.authority().map(ToString::to_string).unwrap_or_default());
             let begun = Instant::now();
-            let answer = timeout(HEADERS_TIMEOUT, self.hyper.request(Request::from_parts(parts, body))).await;
+            let answer = timeout(HEADERS_TIMEOUT, self.connections.client().request(Request::from_parts(parts, body))).await;
             let code = answer.as_ref().ok().and_then(|answer| answer.as_ref().ok()).map(|answer| answer.status().as_u16());
             self.requests.count(&method, &host, code);
             match answer {

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 /// Long enough for the slowest machine; only failures wait for it.
 const LONG: Duration = Duration::from_secs(30);
 
-fn hasty() -> Tuning {
+pub(super) fn hasty() -> Tuning {
     Tuning {
         page_size: 3,
         watch_seconds: 200..=200,

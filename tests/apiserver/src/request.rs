@@ -12,12 +12,20 @@ pub struct Received {
     pub target: String,
     /// What it asks for; `None` for discovery and unknown paths.
     pub asks: Option<(Verb, Resource)>,
+    /// The certificate that the client has shown on this connection, in DER.
+    pub certificate: Option<Vec<u8>>,
     query: Query,
 }
 
 impl Received {
-    pub(crate) fn new(method: &str, target: &str, asks: Option<(Verb, Resource)>, query: Query) -> Self {
-        Self { method: method.to_owned(), target: target.to_owned(), asks, query }
+    pub(crate) fn new(
+        method: &str,
+        target: &str,
+        asks: Option<(Verb, Resource)>,
+        certificate: Option<Vec<u8>>,
+        query: Query,
+    ) -> Self {
+        Self { method: method.to_owned(), target: target.to_owned(), asks, certificate, query }
     }
 
     /// The value of a query parameter, decoded; empty if it was not sent.

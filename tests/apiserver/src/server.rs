@@ -79,11 +79,13 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
                 let shared = shared.clone();
                 connections.spawn(async move {
                     match &shared.options.tls {
-                        None => connection(stream, shared).await,
+                        None => connection(stream, None, shared).await,
                         Some(tls) => {
                             // Who does not trust the double, or shows no certificate, is gone by now.
                             if let Ok(stream) = tls.acceptor.accept(stream).await {
-                                connection(stream, shared).await;
+                                let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                                let certificate = shown.map(|certificate| certificate.to_vec());
+                                connection(stream, certificate, shared).await;
                             }
                         }
                     }
@@ -96,8 +98,8 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, shared: Arc<Shared>) {
-    let service = service_fn(move |request| answer(shared.clone(), request));
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, certificate: Option<Vec<u8>>, shared: Arc<Shared>) {
+    let service = service_fn(move |request| answer(shared.clone(), certificate.clone(), request));
     let served =
         hyper::server::conn::http1::Builder::new().title_case_headers(true).serve_connection(TokioIo::new(stream), service);
     // A connection that breaks off is the client's business, or was asked for.
@@ -116,13 +118,13 @@ impl std::fmt::Display for HangUp {
 
 impl std::error::Error for HangUp {}
 
-async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Answer>, HangUp> {
+async fn answer(shared: Arc<Shared>, certificate: Option<Vec<u8>>, request: Request<Incoming>) -> Result<Response<Answer>, HangUp> {
     let path = request.uri().path().to_owned();
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let place = Place::parse(&path);
     let asks = place.as_ref().and_then(|place| Some((verb(request.method(), place, &query)?, place.resource)));
     let target = request.uri().path_and_query().map_or("", |target| target.as_str());
-    let record = Received::new(request.method().as_str(), target, asks, query.clone());
+    let record = Received::new(request.method().as_str(), target, asks, certificate, query.clone());
     shared.received.lock().unwrap_or_else(PoisonError::into_inner).push(record);
 
     let fault = asks.and_then(|(verb, resource)| shared.faults.take(verb, resource));

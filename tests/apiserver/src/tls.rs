@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -19,6 +19,7 @@ pub struct Tls {
     pub client: String,
     /// The client's key, in PEM.
     pub client_key: String,
+    issuer: Arc<Issuer<'static, KeyPair>>,
     pub(crate) acceptor: TlsAcceptor,
 }
 
@@ -45,6 +46,15 @@ impl Tls {
         Self::of(true)
     }
 
+    /// Another certificate for a client, and its key, both in PEM.
+    ///
+    /// # Errors
+    /// When there is no randomness to be had.
+    pub fn another_client(&self) -> anyhow::Result<(String, String)> {
+        let (client, key) = leaf(&self.issuer, &["kube-ipvs"], ExtendedKeyUsagePurpose::ClientAuth)?;
+        Ok((client.pem(), key.serialize_pem()))
+    }
+
     fn of(asks: bool) -> anyhow::Result<Self> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -52,14 +62,8 @@ impl Tls {
         let authority = params.self_signed(&key)?;
         let issuer = Issuer::new(params, key);
 
-        let leaf = |names: &[&str], purpose| -> anyhow::Result<_> {
-            let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())?;
-            params.extended_key_usages = vec![purpose];
-            let key = KeyPair::generate()?;
-            Ok((params.signed_by(&key, &issuer)?, key))
-        };
-        let (server, server_key) = leaf(&["localhost", "127.0.0.1"], ExtendedKeyUsagePurpose::ServerAuth)?;
-        let (client, client_key) = leaf(&["kube-ipvs"], ExtendedKeyUsagePurpose::ClientAuth)?;
+        let (server, server_key) = leaf(&issuer, &["localhost", "127.0.0.1"], ExtendedKeyUsagePurpose::ServerAuth)?;
+        let (client, client_key) = leaf(&issuer, &["kube-ipvs"], ExtendedKeyUsagePurpose::ClientAuth)?;
 
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
@@ -76,7 +80,15 @@ impl Tls {
             authority: authority.pem(),
             client: client.pem(),
             client_key: client_key.serialize_pem(),
+            issuer: Arc::new(issuer),
             acceptor: TlsAcceptor::from(Arc::new(config)),
         })
     }
+}
+
+fn leaf(issuer: &Issuer<'_, KeyPair>, names: &[&str], purpose: ExtendedKeyUsagePurpose) -> anyhow::Result<(Certificate, KeyPair)> {
+    let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())?;
+    params.extended_key_usages = vec![purpose];
+    let key = KeyPair::generate()?;
+    Ok((params.signed_by(&key, issuer)?, key))
 }

@@ -1,10 +1,13 @@
 //! Every way in which a kubeconfig, or a pod, leads to an API server: each is tried against the double, which lets nobody else in.
 
 use super::*;
+use crate::captured::Log;
 use apiserver::{ApiServer, Json, Options, Tls};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::ListParams;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
@@ -87,6 +90,62 @@ async fn a_certificate_of_the_clients_lets_it_in() {
     assert_in(&cluster.client("insecure-skip-tls-verify: true", &user).await.unwrap()).await;
     let without = cluster.client(&cluster.trusting(), "").await.unwrap();
     assert!(nodes(&without).await.is_err());
+}
+
+#[tokio::test]
+async fn a_clients_certificate_is_read_again_when_it_changes() {
+    let cluster = Cluster::new(Tls::asking_for_certificates().unwrap(), None).await;
+    let (second, second_key) = cluster.tls.another_client().unwrap();
+    let (first, first_key) = (cluster.tls.client.clone(), cluster.tls.client_key.clone());
+    // As the kubelet has it: both in one file, which a link names. And as others do, in two.
+    let version = |name: &str, text: &str| {
+        let (file, unready) = (cluster.file(&format!("client-{name}.pem"), text), cluster.directory.path().join("unready"));
+        std::os::unix::fs::symlink(file, &unready).unwrap();
+        std::fs::rename(unready, cluster.directory.path().join("client-current.pem")).unwrap();
+    };
+    version("1", &format!("{first}{first_key}"));
+    let current = cluster.directory.path().join("client-current.pem");
+    let linked = format!("client-certificate: {0}, client-key: {0}", current.display());
+    let linked = cluster.client(&cluster.trusting(), &linked).await.unwrap();
+    let (certificate, key) = (cluster.file("client.crt", &first), cluster.file("client.key", &first_key));
+    let apart = format!("client-certificate: {}, client-key: {}", certificate.display(), key.display());
+    let apart = cluster.client(&cluster.trusting(), &apart).await.unwrap();
+    let shown = || cluster.server.requests().last().unwrap().certificate.clone().unwrap();
+    for client in [&linked, &apart] {
+        assert_in(client).await;
+        assert_eq!(shown(), der(&first));
+    }
+    // Connections that are there are of no use any more.
+    version("2", &format!("{second}{second_key}"));
+    assert_in(&linked).await;
+    assert_eq!(shown(), der(&second));
+
+    let log = Log::capture();
+    cluster.file("client.crt", &second);
+    assert_in(&apart).await;
+    assert_eq!(shown(), der(&first), "one whose key has not come yet");
+    assert_in(&apart).await;
+    assert_eq!(log.lines("what was before counts").len(), 1, "{:?}", log.lines(""));
+    cluster.file("client.key", &second_key);
+    assert_in(&apart).await;
+    assert_eq!(shown(), der(&second));
+    std::fs::remove_file(key).unwrap();
+    assert_in(&apart).await;
+    assert_eq!(shown(), der(&second), "one that is being replaced");
+}
+
+fn der(pem: &str) -> Vec<u8> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec()
+}
+
+#[tokio::test]
+async fn an_authority_is_read_again_when_it_changes() {
+    let cluster = Cluster::new(Tls::new().unwrap(), Some(TOKEN)).await;
+    let file = cluster.file("authority.crt", &Tls::new().unwrap().authority);
+    let client = cluster.client(&format!("certificate-authority: {}", file.display()), &format!("token: {TOKEN}")).await.unwrap();
+    assert!(nodes(&client).await.unwrap_err().contains("certificate"));
+    cluster.file("authority.crt", &cluster.tls.authority);
+    assert_in(&client).await;
 }
 
 #[tokio::test]
