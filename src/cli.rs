@@ -102,8 +102,8 @@ pub(crate) struct Run {
     #[arg(long, value_delimiter = ',', value_name = "URL,…", conflicts_with = "manifests")]
     pub(crate) api_endpoints: Vec<Endpoint>,
 
-    /// How long the API server may tell nothing (a quiet one sends a bookmark about every minute) before /healthz fails; 0s for ever. What was
-    /// told before is served either way
+    /// How long the API server may tell nothing (a quiet one sends a bookmark about every minute) before /healthz and health check node ports
+    /// fail, and how old what was saved may be (--state-dir); 0s for ever. What was told before is served either way
     #[arg(long, default_value = "0s", value_name = "DURATION", value_parser = duration_or_never)]
     pub(crate) max_staleness: Duration,
 

@@ -28,11 +28,24 @@ pub(crate) struct Saved {
     pub(crate) at: SystemTime,
 }
 
-/// Text for `/healthz`: how old it is by now.
+impl Saved {
+    /// How old it is by now. A clock that was set back makes it no older than it is.
+    fn age(&self) -> Duration {
+        SystemTime::now().duration_since(self.at).unwrap_or_default()
+    }
+
+    /// Says that it is older than `limit`; never with a limit of zero.
+    pub(crate) fn stale(&self, limit: Duration) -> Option<String> {
+        let is_stale = !limit.is_zero() && self.age() > limit;
+        is_stale.then(|| format!("{self}, which is longer than --max-staleness ({} s)", limit.as_secs_f32()))
+    }
+}
+
+/// How old it is by now.
 impl fmt::Display for Saved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let age = SystemTime::now().duration_since(self.at).unwrap_or_default();
-        write!(f, "the API server has not told everything since the start; served is what was saved {} s ago", age.as_secs())
+        let age = self.age().as_secs();
+        write!(f, "the API server has not told everything since the start; served is what was saved {age} s ago")
     }
 }
 

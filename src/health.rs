@@ -11,6 +11,8 @@ pub(crate) struct Health {
     pub(crate) differing: Option<Differing>,
     /// Whether a complete pass has been made, successful or not.
     pub(crate) synced_once: bool,
+    /// Whether what was saved has been put into the kernel, successfully or not, because the API server has not told everything.
+    pub(crate) saved_once: bool,
     /// When the reconciler's thread last came round. It does so at least every [`HEARTBEAT`].
     pub(crate) came_round: Option<Instant>,
 }
@@ -35,7 +37,7 @@ const STUCK: Duration = Duration::from_secs(120);
 impl Health {
     /// `None` when healthy, else the reason in a sentence.
     pub(crate) fn unhealthy(&self, now: Instant) -> Option<String> {
-        if !self.synced_once {
+        if !(self.synced_once || self.saved_once) {
             return Some("the first synchronisation has not finished".to_owned());
         }
         if let Some(reason) = self.stuck(now) {
@@ -89,6 +91,16 @@ mod tests {
 
         health.note(start + LIMIT * 2, Ok(()));
         assert_eq!(health.unhealthy(start + LIMIT * 2), None);
+    }
+
+    #[test]
+    fn j10_what_was_saved_counts_once_the_kernel_holds_it() {
+        let start = Instant::now();
+        let mut health = Health { saved_once: true, ..Health::default() };
+        health.note(start, Ok(()));
+        assert_eq!((health.unhealthy(start), health.synced_once), (None, false));
+        health.note(start, Err("TCP 10.96.0.1:80: no such scheduler".to_owned()));
+        assert!(health.unhealthy(start + LIMIT).unwrap().contains("no such scheduler"));
     }
 
     #[test]

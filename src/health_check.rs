@@ -13,13 +13,12 @@ use desired::{Fragment, ServiceName};
 use hyper::StatusCode;
 use hyper::header::{HeaderName, HeaderValue};
 use model::Family;
-use tokio::sync::watch;
 use tokio::task::{AbortHandle, spawn_local};
 
 use crate::events::{Events, Happening};
-use crate::health::Health;
 use crate::http::{self, Answer};
 use crate::register::Subject;
+use crate::reliance::Reliance;
 
 /// By which some load balancers weigh the nodes.
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
@@ -27,7 +26,7 @@ const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-we
 /// The servers of all Services that have a health check node port. To be used inside a `LocalSet`.
 pub(crate) struct HealthChecks {
     servers: BTreeMap<ServiceName, Server>,
-    health: watch::Receiver<Health>,
+    reliance: Reliance,
     /// `None` where nobody takes Events.
     events: Option<Events>,
 }
@@ -61,9 +60,9 @@ impl LocalEndpoints {
 }
 
 impl HealthChecks {
-    /// No servers. What they answer depends on `health` as well; ports that are taken are told to `events`.
-    pub(crate) const fn new(health: watch::Receiver<Health>, events: Option<Events>) -> Self {
-        Self { servers: BTreeMap::new(), health, events }
+    /// No servers. What they answer depends on `reliance` as well; ports that are taken are told to `events`.
+    pub(crate) const fn new(reliance: Reliance, events: Option<Events>) -> Self {
+        Self { servers: BTreeMap::new(), reliance, events }
     }
 
     /// Starts, changes or stops the server of `service`, as its fragment asks; `None` for a Service that is gone.
@@ -85,9 +84,9 @@ impl HealthChecks {
     fn start(&self, service: &ServiceName, port: u16, local_endpoints: LocalEndpoints) -> Server {
         let count = Rc::new(Cell::new(local_endpoints));
         let answer = {
-            let (service, count, health) = (service.clone(), count.clone(), self.health.clone());
+            let (service, count, reliance) = (service.clone(), count.clone(), self.reliance.clone());
             move |_path, called| {
-                let healthy = health.borrow().unhealthy(Instant::now()).is_none();
+                let healthy = reliance.against(Instant::now()).is_none();
                 std::future::ready(answer(&service, count.get().for_caller_of(called), healthy))
             }
         };

@@ -44,6 +44,7 @@ mod reconciler;
 mod refusals;
 mod register;
 mod relay;
+mod reliance;
 mod removals;
 mod run;
 mod saved;

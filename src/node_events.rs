@@ -6,13 +6,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::events::{Events, Happening};
-use crate::freshness::Freshness;
-use crate::health::{self, Health};
+use crate::health;
 use crate::metrics::Metrics;
+use crate::reliance::Reliance;
 
 /// How often there is a look.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -28,10 +27,7 @@ const BURST: Duration = Duration::from_secs(10);
 
 /// Where all that can be seen is to be seen.
 pub(crate) struct Signs {
-    pub(crate) health: watch::Receiver<Health>,
-    /// `None` where objects are read from files.
-    pub(crate) freshness: Option<Freshness>,
-    pub(crate) max_staleness: watch::Receiver<Duration>,
+    pub(crate) reliance: Reliance,
     pub(crate) metrics: Metrics,
 }
 
@@ -51,11 +47,12 @@ pub(crate) async fn follow(signs: Signs, events: Events) {
 
 impl Signs {
     fn seen(&self, now: Instant) -> Seen {
-        let limit = *self.max_staleness.borrow();
+        let Reliance { health, freshness, max_staleness } = &self.reliance;
+        let limit = *max_staleness.borrow();
         let limit = if limit.is_zero() { STALE } else { limit };
         Seen {
-            unhealthy: self.health.borrow().unhealthy(now),
-            stale: self.freshness.as_ref().and_then(|freshness| freshness.unheard_of(now, limit)),
+            unhealthy: health.borrow().unhealthy(now),
+            stale: freshness.as_ref().and_then(|freshness| freshness.unheard_of(now, limit)),
             repairs: self.metrics.repairs_by_stage(),
         }
     }
@@ -172,7 +169,10 @@ mod tests {
     use crate::captured::Log;
     use crate::events;
     use crate::events::tests::{client, hasty};
+    use crate::freshness::Freshness;
+    use crate::health::Health;
     use apiserver::{ApiServer, Options, Resource};
+    use tokio::sync::watch;
 
     /// What is said when this is seen at these seconds after the start.
     fn said(looks: &[(u64, Seen)]) -> Vec<(u64, Happening, String)> {
@@ -248,12 +248,8 @@ mod tests {
         let (freshness, begun) = (Freshness::new(), Instant::now());
         let (health, seen_health) = watch::channel(Health { synced_once: true, ..Health::default() });
         let limit = Duration::from_secs(100);
-        let signs = Signs {
-            health: seen_health,
-            freshness: Some(freshness.clone()),
-            max_staleness: watch::channel(limit).1,
-            metrics: metrics.clone(),
-        };
+        let reliance = Reliance { health: seen_health, freshness: Some(freshness), max_staleness: watch::channel(limit).1 };
+        let signs = Signs { reliance, metrics: metrics.clone() };
         let mut watcher = Watcher::new(begun);
         let mut look = |after: Duration| {
             let now = begun + after;

@@ -4,7 +4,7 @@
 //! that is away: what is known by then would only have to be learnt again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use hyper::StatusCode;
 use model::Family;
@@ -12,22 +12,17 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::eligibility::Eligibility;
-use crate::freshness::Freshness;
-use crate::health::Health;
 use crate::http::Answer;
+use crate::reliance::Reliance;
 
 /// What the answers depend on.
 #[derive(Clone)]
 pub(crate) struct Probes {
-    pub(crate) health: watch::Receiver<Health>,
+    pub(crate) reliance: Reliance,
     /// The families that are served.
     pub(crate) families: BTreeSet<Family>,
     /// What the Node object says.
     pub(crate) eligibility: watch::Receiver<Eligibility>,
-    /// How old what is known may be; `None` where objects are read from files.
-    pub(crate) freshness: Option<Freshness>,
-    /// The age from which on the node is not to be relied on; zero for none.
-    pub(crate) max_staleness: watch::Receiver<Duration>,
 }
 
 /// An answer in kube-proxy's words and order, which some parse. The reason is ours.
@@ -64,9 +59,9 @@ impl Probes {
             "/livez" => false,
             _ => return Answer::text(StatusCode::NOT_FOUND, "try /healthz or /livez"),
         };
-        let health = self.health.borrow().clone();
+        let health = self.reliance.health.borrow().clone();
         let (now, current) = (Instant::now(), SystemTime::now());
-        let unhealthy = self.reason(&health, ready, now);
+        let unhealthy = if ready { self.reliance.against(now) } else { health.unhealthy(now) };
         let against = self.eligibility.borrow().against().filter(|_| ready);
         let is_good = unhealthy.is_none() && against.is_none();
         let ago = health.last_success.map(|then| now.saturating_duration_since(then));
@@ -91,15 +86,6 @@ impl Probes {
             Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot print the answer: {error}")),
         }
     }
-
-    /// `None` when all is well.
-    fn reason(&self, health: &Health, ready: bool, now: Instant) -> Option<String> {
-        if let Some(saved) = self.freshness.as_ref().and_then(Freshness::saved).filter(|_| !health.synced_once) {
-            return if ready { Some(saved.to_string()) } else { health.stuck(now) };
-        }
-        let stale = || self.freshness.as_ref().filter(|_| ready)?.stale(now, *self.max_staleness.borrow());
-        health.unhealthy(now).or_else(stale)
-    }
 }
 
 /// As Kubernetes names a family.
@@ -117,17 +103,23 @@ fn rfc3339(time: SystemTime) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::freshness::Saved;
+    use crate::freshness::{Freshness, Saved};
+    use crate::health::Health;
     use crate::source::Kind;
+    use std::time::Duration;
 
     fn probes(health: watch::Receiver<Health>, freshness: Option<Freshness>, limit: Duration) -> Probes {
         Probes {
-            health,
+            reliance: Reliance { health, freshness, max_staleness: watch::channel(limit).1 },
             families: Family::ALL.into(),
             eligibility: watch::channel(Eligibility::Eligible).1,
-            freshness,
-            max_staleness: watch::channel(limit).1,
         }
+    }
+
+    /// The same with another limit.
+    fn limited(probes: &Probes, limit: Duration) -> Probes {
+        let reliance = Reliance { max_staleness: watch::channel(limit).1, ..probes.reliance.clone() };
+        Probes { reliance, ..probes.clone() }
     }
 
     /// The keys of a JSON object, in its order, with the values of those that are no times.
@@ -205,32 +197,48 @@ mod tests {
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         assert!(reason.contains("has told nothing of") && reason.contains("--max-staleness"), "{reason}");
         assert_eq!(asked(&probes, "/livez"), (StatusCode::OK, String::new()));
-        let unlimited = Probes { max_staleness: watch::channel(Duration::ZERO).1, ..probes.clone() };
-        assert_eq!(asked(&unlimited, "/healthz").0, StatusCode::OK);
+        assert_eq!(asked(&limited(&probes, Duration::ZERO), "/healthz").0, StatusCode::OK);
         Kind::ALL.into_iter().for_each(|kind| freshness.note(kind));
-        let patient = Probes { max_staleness: watch::channel(Duration::from_secs(60)).1, ..probes };
-        assert_eq!(asked(&patient, "/healthz").0, StatusCode::OK);
+        assert_eq!(asked(&limited(&probes, Duration::from_secs(60)), "/healthz").0, StatusCode::OK);
     }
 
     #[test]
-    fn j10_what_was_saved_is_alive_and_not_ready() {
+    fn j10_what_was_saved_is_relied_on_until_it_is_too_old() {
         let (health, health_of) = watch::channel(Health::default());
         let freshness = Freshness::new();
         let probes = probes(health_of, Some(freshness.clone()), Duration::ZERO);
-        assert_eq!(asked(&probes, "/livez").0, StatusCode::SERVICE_UNAVAILABLE);
         let at = SystemTime::now().checked_sub(Duration::from_secs(90)).unwrap();
         freshness.note_saved(Some(Saved { at }));
-        let (status, reason) = asked(&probes, "/healthz");
-        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-        assert!(reason.ends_with("served is what was saved 90 s ago"), "{reason}");
-        assert_eq!(asked(&probes, "/livez").0, StatusCode::OK);
-        health.send_modify(|health| health.came_round = Instant::now().checked_sub(Duration::from_secs(200)));
-        assert!(asked(&probes, "/livez").1.contains("stuck"));
+        assert!(asked(&probes, "/healthz").1.contains("first synchronisation"), "it is not in the kernel yet");
         health.send_modify(|health| {
-            health.synced_once = true;
+            health.saved_once = true;
             health.came_round = Some(Instant::now());
             health.note(Instant::now(), Ok(()));
         });
-        assert_eq!(asked(&probes, "/healthz").0, StatusCode::OK, "all has been listed");
+        let (well, limit) = ((StatusCode::OK, String::new()), Duration::from_secs(60));
+        for limit in [Duration::ZERO, limit * 2] {
+            assert_eq!(asked(&limited(&probes, limit), "/healthz"), well, "{limit:?}");
+        }
+        let (status, reason) = asked(&limited(&probes, limit), "/healthz");
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(reason.ends_with("served is what was saved 90 s ago, which is longer than --max-staleness (60 s)"), "{reason}");
+        assert_eq!(asked(&limited(&probes, limit), "/livez"), well);
+
+        health.send_modify(|health| health.came_round = Instant::now().checked_sub(Duration::from_secs(200)));
+        for path in ["/healthz", "/livez"] {
+            assert!(asked(&probes, path).1.contains("stuck"), "{path}");
+        }
+        health.send_modify(|health| {
+            health.came_round = Some(Instant::now());
+            health.note(Instant::now(), Err("no such scheduler".to_owned()));
+        });
+        assert_eq!(asked(&probes, "/healthz"), well, "as long as upstream forgives");
+
+        freshness.note_saved(None);
+        health.send_modify(|health| {
+            health.synced_once = true;
+            health.note(Instant::now(), Ok(()));
+        });
+        assert_eq!(asked(&limited(&probes, limit), "/healthz"), well, "all has been listed");
     }
 }

@@ -265,12 +265,24 @@ impl Reconciler {
             let scope = self.merge(letter.services);
             self.news.post(Origin::Others, self.ledger.take_problems());
             self.change(&scope, false);
+            self.note_saved();
         }
         letter.changes.finish(self.observed.is_some(), &self.metrics.upstream);
         self.note_synced();
         self.disturbances.note(letter.disturbed);
         if self.holds_any(&letter.unbound) {
             self.disturbances.note([Part::Vips]);
+        }
+    }
+
+    /// Notes whether the kernel holds what was saved, where that is what is desired. What it holds besides is no difference.
+    fn note_saved(&self) {
+        if self.saved && self.observed.is_some() {
+            let outcome = self.refused.first().map_or(Ok(()), Err);
+            self.health.send_modify(|health| {
+                health.note(Instant::now(), outcome);
+                health.saved_once = true;
+            });
         }
     }
 

@@ -46,6 +46,7 @@ use crate::reconciler::audits::Pace;
 use crate::reconciler::{self, Running, Settings, Tuning};
 use crate::register::Register;
 use crate::relay::Relays;
+use crate::reliance::Reliance;
 use crate::saved::Keeper;
 use crate::scrape::Scraped;
 use crate::settings::{self, Effective, Given, Origin};
@@ -155,8 +156,10 @@ fn proxy(given: &Given, effective: &Rc<Effective>, logs: Logs, prepared: Prepare
         .filter(|_| !arguments.once)
         .map(|client| events::channel(client, node_name.clone(), events::Tuning::default(), metrics.clone()))
         .unzip();
+    let (limit_staleness, max_staleness) = watch::channel(arguments.max_staleness);
+    let reliance = Reliance { health: health.clone(), freshness: freshness.clone(), max_staleness };
     let servers = (!arguments.once).then(|| Servers {
-        checks: HealthChecks::new(health.clone(), reports.clone()),
+        checks: HealthChecks::new(reliance.clone(), reports.clone()),
         relays: arguments.proxy.localhost_nodeports.then(Relays::default),
     });
     let register = Register::new(metrics.clone(), reports.clone());
@@ -164,7 +167,6 @@ fn proxy(given: &Given, effective: &Rc<Effective>, logs: Logs, prepared: Prepare
     let (tell, told) = watch::channel(effective.clone());
     // Files need not have a Node that says something.
     let (say, eligibility) = watch::channel(if is_from_api { Eligibility::Unknown } else { Eligibility::Eligible });
-    let (limit_staleness, max_staleness) = watch::channel(arguments.max_staleness);
     let mut agent =
         Agent::new(config, RuleOptions { random_fully }, mailbox.clone(), register, news, metrics.clone(), servers).telling(say);
     if let (Some(path), Some(freshness)) = (&arguments.state_dir, &freshness) {
@@ -188,19 +190,18 @@ fn proxy(given: &Given, effective: &Rc<Effective>, logs: Logs, prepared: Prepare
         if let Some(reports) = &reports {
             let version = env!("CARGO_PKG_VERSION");
             reports.tell(Happening::Starting, format!("kube-ipvs {version} serves Services on this node"));
-            let signs = node_events::Signs {
-                health: health.clone(),
-                freshness: freshness.clone(),
-                max_staleness: max_staleness.clone(),
-                metrics: metrics.clone(),
-            };
+            let signs = node_events::Signs { reliance: reliance.clone(), metrics: metrics.clone() };
             spawn_local(node_events::follow(signs, reports.clone()));
         }
-        let probes = Probes { health: health.clone(), families, eligibility, freshness, max_staleness };
+        let probes = Probes { reliance, families, eligibility };
         let (asker, asks) = mpsc::channel(QUESTIONS);
         let desk = Desk { reconciler: mailbox.clone(), agent: asker };
         serve(arguments, desk, &metrics, probes, Pages { effective: told }, reports)?;
-        spawn_local(settings::follow(given.clone(), effective.clone(), apply));
+        let count = {
+            let metrics = metrics.clone();
+            move |success| metrics.count_reload(success)
+        };
+        spawn_local(settings::follow(given.clone(), effective.clone(), apply, count));
         follow(
             arguments.once,
             agent,

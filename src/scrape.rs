@@ -38,8 +38,8 @@ impl Scraped {
         };
         Self {
             metrics: metrics.clone(),
-            freshness: probes.freshness.clone(),
-            health: probes.health.clone(),
+            freshness: probes.reliance.freshness.clone(),
+            health: probes.reliance.health.clone(),
             traffic: detail.map(|detail| Traffic::new(detail, desk.reconciler.clone(), metrics.clone())),
             pages,
             status_page: arguments.status_page.then(|| StatusPage::new(desk.clone())),

@@ -53,6 +53,9 @@ pub(crate) struct Metrics {
     drifts: IntCounterVec,
     differing: Gauge,
     traffic_reads: IntCounterVec,
+    reloads: IntCounterVec,
+    reloaded: IntGauge,
+    reloaded_at: Gauge,
 }
 
 /// How a reading of the kernel's traffic counters went.
@@ -146,7 +149,31 @@ impl Metrics {
         ))?;
         let build = group.add(IntGaugeVec::new(Opts::new("build_info", "1, for the version of this program."), &["version"]))?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let reloads = group.add(IntCounterVec::new(
+            Opts::new(
+                "config_reloads_total",
+                "Times the configuration file was read again because it had changed, by how that went.",
+            ),
+            &["result"],
+        ))?;
+        for success in [true, false] {
+            reloads.with_label_values(&[result(success)]).inc_by(0);
+        }
+        let reloaded = group.add(IntGauge::new(
+            "config_last_reload_successful",
+            "1 while what the configuration file says could be read; 0 while it could not, and what it said before holds.",
+        ))?;
+        // What is read at the start is in force, or there is no agent.
+        reloaded.set(1);
+        let reloaded_at = group.add(Gauge::new(
+            "config_last_reload_success_timestamp_seconds",
+            "Unix time at which the configuration was last read, and could be.",
+        ))?;
+        reloaded_at.set(unix_seconds());
         Ok(Self {
+            reloads,
+            reloaded,
+            reloaded_at,
             phases: Phase::ALL.map(|phase| phases.with_label_values(&[phase.label()])),
             no_local_endpoints: upstream.no_local_endpoints.clone(),
             syncs: group.add(IntCounterVec::new(
@@ -250,7 +277,7 @@ impl Metrics {
 
     /// Counts a pass that took `duration`; `success` when the kernel took all of it.
     pub(crate) fn count_pass(&self, pass: Pass, duration: Duration, success: bool) {
-        self.syncs.with_label_values(&[pass.label(), if success { "success" } else { "error" }]).inc();
+        self.syncs.with_label_values(&[pass.label(), result(success)]).inc();
         self.sync_duration.observe(duration.as_secs_f64());
         self.upstream.count_pass(duration);
     }
@@ -275,7 +302,7 @@ impl Metrics {
     /// Counts a search for stale flows of `family`, with how many were found; `None` when it failed.
     pub(crate) fn count_flush(&self, family: Family, duration: Duration, found: Option<usize>) {
         self.upstream.count_flow_search(family, duration, found.unwrap_or_default());
-        self.flushes.with_label_values(&[if found.is_some() { "success" } else { "error" }]).inc();
+        self.flushes.with_label_values(&[result(found.is_some())]).inc();
         self.stale_flows.inc_by(found.unwrap_or_default() as u64);
     }
 
@@ -287,6 +314,15 @@ impl Metrics {
     /// Notes that all that was told is saved.
     pub(crate) fn count_saved(&self) {
         self.saved_at.set(unix_seconds());
+    }
+
+    /// Notes that the configuration file was read again.
+    pub(crate) fn count_reload(&self, success: bool) {
+        self.reloads.with_label_values(&[result(success)]).inc();
+        self.reloaded.set(success.into());
+        if success {
+            self.reloaded_at.set(unix_seconds());
+        }
     }
 
     /// Counts a real server that has left, and that had active connections or not.
@@ -343,6 +379,10 @@ impl Metrics {
         }
         Ok(text)
     }
+}
+
+const fn result(success: bool) -> &'static str {
+    if success { "success" } else { "error" }
 }
 
 fn unix_seconds() -> f64 {

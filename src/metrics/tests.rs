@@ -44,6 +44,8 @@ fn sample() -> (Metrics, String) {
     metrics.count_drain(true);
     metrics.count_drift(Pass::Audit);
     metrics.count_reading(Reading::Done);
+    metrics.count_reload(true);
+    metrics.count_reload(false);
     metrics.objects.with_label_values(&["vip"]).set(3);
     metrics.problems.with_label_values(&["Conflict"]).set(1);
     metrics.events.with_label_values(&["written"]).inc();
@@ -113,6 +115,30 @@ fn the_documentation_lists_every_metric_with_its_type_and_labels_and_no_other() 
         assert_eq!(documented.get(name), Some(row), "{name} in docs/metrics.md");
     }
     assert_eq!(documented.keys().collect::<Vec<_>>(), told.keys().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_configuration_that_cannot_be_read_is_seen_until_one_can() {
+    let metrics = Metrics::new().unwrap();
+    let shown = || {
+        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        let value = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(&format!("kube_ipvs_config_{name} "))).unwrap();
+            line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+        };
+        let counts = ["success", "error"].map(|result| value(&format!("reloads_total{{result=\"{result}\"}}")));
+        (counts, value("last_reload_successful"), value("last_reload_success_timestamp_seconds"))
+    };
+    let (counts, successful, started) = shown();
+    assert_eq!((counts, successful), ([0.0, 0.0], 1.0), "what is in force from the start on could be read");
+    assert!(started > 1.7e9);
+    std::thread::sleep(Duration::from_millis(5));
+    metrics.count_reload(false);
+    assert_eq!(shown(), ([0.0, 1.0], 0.0, started));
+    metrics.count_reload(true);
+    let (counts, successful, at) = shown();
+    assert_eq!((counts, successful), ([1.0, 1.0], 1.0));
+    assert!(at > started);
 }
 
 /// What promtool is shown, and what shows a reader of the repository all that there is; without the numbers, which differ.

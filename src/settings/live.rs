@@ -63,8 +63,13 @@ pub(super) fn is_live(flag: &str) -> bool {
 type Stamp = Option<(u64, SystemTime)>;
 
 /// Follows the file, if there is one, for as long as the process lives. `apply` gets what holds from now on; what it says is wrong is logged, and
-/// what held before goes on to hold.
-pub(crate) async fn follow(given: Given, mut holding: Rc<Effective>, mut apply: impl FnMut(&Rc<Effective>) -> anyhow::Result<()>) {
+/// what held before goes on to hold. `count` is told of each reading whether it could be used.
+pub(crate) async fn follow(
+    given: Given,
+    mut holding: Rc<Effective>,
+    mut apply: impl FnMut(&Rc<Effective>) -> anyhow::Result<()>,
+    count: impl Fn(bool),
+) {
     let Some(path) = holding.run.config.clone() else { return };
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -77,9 +82,11 @@ pub(crate) async fn follow(given: Given, mut holding: Rc<Effective>, mut apply: 
             continue;
         }
         seen = stamp;
-        match changed(&given, &holding, &path, &mut apply) {
+        let read = changed(&given, &holding, &path, &mut apply);
+        count(read.is_ok());
+        match read {
             Ok(Some(effective)) => holding = effective,
-            Ok(None) => {}
+            Ok(None) => info!(path = %path.display(), "the configuration has been written anew, and says what it said before"),
             Err(error) => error!("the configuration has changed and cannot be used; what held before goes on to hold: {error:#}"),
         }
     }
@@ -158,14 +165,15 @@ mod tests {
         let log = Log::capture();
         let applied = Rc::new(RefCell::new(Vec::new()));
         let tasks = LocalSet::new();
-        let seen = applied.clone();
+        let (seen, counted) = (applied.clone(), Rc::new(RefCell::new(Vec::new())));
+        let count = counted.clone();
         tasks
             .run_until(async {
                 let apply = move |effective: &Rc<Effective>| {
                     seen.borrow_mut().push(effective.run.proxy.drain_timeout.as_secs());
                     Ok(())
                 };
-                let following = spawn_local(follow(given, holding, apply));
+                let following = spawn_local(follow(given, holding, apply, move |success| count.borrow_mut().push(success)));
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 version(1, "drainTimeout: 2m\nvipBinding: address");
                 until(|| *applied.borrow() == [120]).await;
@@ -180,6 +188,8 @@ mod tests {
             })
             .await;
         assert!(log.lines("cannot be used")[0].contains("line 3: drainTimeout: is \"never\""), "{:?}", log.lines(""));
+        assert_eq!(*counted.borrow(), [true, false, true, true]);
+        assert_eq!(log.lines("says what it said before").len(), 1);
         assert_eq!(log.lines("is in force: --drain-timeout").len(), 2);
         assert_eq!(log.lines("restart the agent").len(), 1);
         assert!(log.lines("restart the agent")[0].contains("--vip-binding"));

@@ -120,7 +120,10 @@ fn j10_a_node_that_comes_up_without_an_api_server_serves_what_was_saved() {
         assert_eq!(shares(&served).into_keys().collect::<Vec<_>>(), ["a"]);
         ensure!(virtual_servers(world.node())?.iter().any(|line| line.contains("10.96.0.11:80")));
         assert_eq!(metric(world.node(), "kube_ipvs_serves_saved_state")?, "1");
-        assert_eq!((is_well(world.node(), "healthz")?, is_well(world.node(), "livez")?), (false, true));
+        eventually(PATIENCE, || {
+            ensure!(is_well(world.node(), "healthz")? && is_well(world.node(), "livez")?);
+            Ok(())
+        })?;
         ensure!(agent.log()?.contains("served is what was saved"), "{}", agent.log()?);
 
         // What has changed meanwhile, and what has gone.
@@ -138,6 +141,64 @@ fn j10_a_node_that_comes_up_without_an_api_server_serves_what_was_saved() {
         assert_eq!(metric(world.node(), "kube_ipvs_serves_saved_state")?, "0");
         ensure!(agent.process().ended()?.is_none(), "the agent ended");
         Ok(())
+    });
+}
+
+/// What was saved is answered for as what is told is, by `/healthz` and by a health check node port, until it is too old.
+#[test]
+fn j10_what_was_saved_is_relied_on_until_it_is_too_old() {
+    World::test(|world| {
+        let (a, _serve_a) = serving(world, "a", On::Node)?;
+        let cluster = Cluster::new(world, &a)?;
+        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: balanced, namespace: default}\nspec:\n  type: LoadBalancer\n  \
+                       clusterIP: 10.96.0.12\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 32100\n  ports: [{name: http, \
+                       protocol: TCP, port: 80, targetPort: 8080, nodePort: 30080}]\n";
+        let slice = EndpointSlice::ipv4("balanced").port("http", Protocol::Tcp, 8080).pod(&a);
+        world.write("balanced.yaml", &format!("{service}{slice}"))?;
+        let mut server = world.api_server(&[])?;
+        let agent = cluster.agent()?;
+        cluster.is_saved()?;
+        server.kill()?;
+        agent.kill()?;
+        let node = world.node();
+        let answer = |port: u16, path: &str| {
+            let line = format!(
+                "exec 3<>/dev/tcp/127.0.0.1/{port}; printf 'GET {path} HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n' >&3; timeout 5 cat <&3"
+            );
+            node.exec(&["bash", "-c", &line])
+        };
+        let begins = |answer: &str, begin: &str| -> Result {
+            ensure!(answer.starts_with(begin), "{answer}");
+            Ok(())
+        };
+
+        let mut agent = cluster.agent()?;
+        agent.process().wait_for("served is what was saved", PATIENCE)?;
+        eventually(PATIENCE, || {
+            begins(&answer(10256, "/healthz")?, "HTTP/1.1 200")?;
+            let balanced = answer(32100, "/")?;
+            begins(&balanced, "HTTP/1.1 200")?;
+            ensure!(balanced.contains("\"localEndpoints\": 1"), "{balanced}");
+            Ok(())
+        })?;
+        agent.kill()?;
+
+        let _agent = world.agent_of_cluster(&["--state-dir", &cluster.state.display().to_string(), "--max-staleness", "1s"])?;
+        eventually(PATIENCE, || {
+            let health = answer(10256, "/healthz")?;
+            begins(&health, "HTTP/1.1 503")?;
+            ensure!(
+                health.contains("served is what was saved") && health.contains("longer than --max-staleness (1 s)"),
+                "{health}"
+            );
+            let balanced = answer(32100, "/")?;
+            begins(&balanced, "HTTP/1.1 503")?;
+            ensure!(
+                balanced.contains("\"localEndpoints\": 1") && balanced.contains("\"serviceProxyHealthy\": false"),
+                "{balanced}"
+            );
+            begins(&answer(10256, "/livez")?, "HTTP/1.1 200")
+        })
     });
 }
 
