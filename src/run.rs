@@ -95,7 +95,7 @@ fn run(given: &Given, effective: Effective, logs: Logs) -> anyhow::Result<Option
     // Before the kernel, so that a mistake on the command line is not hidden behind what the node lacks.
     let requests = Requests::new().context("cannot register metrics")?;
     let followed = tasks.block_on(&runtime, source(arguments, &node_name, sender, &requests))?;
-    // A single synchronisation says what it has to say in its log, and does not wait for Events to be written.
+    // A single synchronisation says by its code how it ended.
     let client = followed.client.clone().filter(|_| !arguments.once);
     let prepared = Prepared { node_name: node_name.clone(), config, followed, events, requests, runtime: &runtime, tasks: &tasks };
     let outcome = proxy(given, &effective, logs, prepared);

@@ -64,38 +64,16 @@ fn seal(bytes: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    fn inputs() -> Vec<(String, Vec<u8>)> {
-        testkit::fuzz_inputs("saved").unwrap()
-    }
+    use proptest::prelude::any;
 
     /// Each is read as a base and as a journal, as it is and with the checksums that it has already.
     #[test]
     fn what_the_fuzzer_begins_with_and_has_found_is_read_whole_and_cut() {
-        let inputs = inputs();
-        for (seed, objects) in [("base", 12), ("cut", 4), ("empty", 0), ("journal", 2)] {
-            let (_, bytes) = inputs.iter().find(|(name, _)| name == seed).unwrap();
-            assert_eq!(read(bytes), objects, "{seed}");
-        }
-        for (_, bytes) in &inputs {
-            for length in 0..bytes.len() {
-                read(&bytes[..length]);
-            }
-        }
+        testkit::read_whole_and_cut("saved", &[("base", 12), ("cut", 4), ("empty", 0), ("journal", 2)], read).unwrap();
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn what_is_changed_is_survived(which: prop::sample::Index, changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12)) {
-            let (_, mut bytes) = which.get(&inputs()).clone();
-            for (at, byte) in changes.into_iter().take(bytes.len()) {
-                let at = at.index(bytes.len());
-                bytes[at] = byte;
-            }
-            read(&bytes);
-        }
+    #[test]
+    fn what_is_changed_is_survived() {
+        testkit::read_changed("saved", any::<u8>(), read).unwrap();
     }
 }

@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, bail};
 use crate::build::target_dir;
 use crate::host::{self, create_directory};
 
-/// Helm's engine as a library for Python, which PyPI has, and in this version: what `helm template` does.
+/// Helm 4's own code as a library for Python, which PyPI has, and in this version: what `helm template` does. The program `helm` is in none of Debian's
+/// and PyPI's packages for Linux.
 const HELM: &str = "helm-python-sdk==0.2.2";
 
 /// kubectl reads components from this version on (its kustomize is 3.7).

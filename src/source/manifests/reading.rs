@@ -34,37 +34,15 @@ fn read_text(path: &Path, text: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    fn inputs() -> Vec<(String, Vec<u8>)> {
-        testkit::fuzz_inputs("manifests").unwrap()
-    }
+    use proptest::sample::select;
 
     #[test]
     fn what_the_fuzzer_begins_with_and_has_found_is_read_whole_and_cut() {
-        let inputs = inputs();
-        for (seed, objects) in [("several", 3), ("list", 2), ("json", 3), ("mistakes", 0)] {
-            let (_, bytes) = inputs.iter().find(|(name, _)| name == seed).unwrap();
-            assert_eq!(read(bytes), objects, "{seed}");
-        }
-        for (_, bytes) in &inputs {
-            for length in 0..bytes.len() {
-                read(&bytes[..length]);
-            }
-        }
+        testkit::read_whole_and_cut("manifests", &[("several", 3), ("list", 2), ("json", 3), ("mistakes", 0)], read).unwrap();
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
-
-        #[test]
-        fn what_is_changed_is_survived(which: prop::sample::Index, changes in prop::collection::vec((any::<prop::sample::Index>(), prop::sample::select(b"\n -:#&*|>{}[]'\"\\,!0x".to_vec())), 1..12)) {
-            let (_, mut bytes) = which.get(&inputs()).clone();
-            for (at, byte) in changes.into_iter().take(bytes.len()) {
-                let at = at.index(bytes.len());
-                bytes[at] = byte;
-            }
-            read(&bytes);
-        }
+    #[test]
+    fn what_is_changed_is_survived() {
+        testkit::read_changed("manifests", select(b"\n -:#&*|>{}[]'\"\\,!0x".to_vec()), read).unwrap();
     }
 }

@@ -36,7 +36,7 @@ mod world;
 
 pub use crate::agent::Agent;
 pub use crate::eventually::eventually;
-pub use crate::inputs::fuzz_inputs;
+pub use crate::inputs::{fuzz_inputs, read_changed, read_whole_and_cut};
 pub use crate::netns::{Netns, Series};
 pub use crate::process::Process;
 pub use crate::protocol::{Family, Protocol};
