@@ -260,7 +260,7 @@ mod tests {
         let log = Log::capture();
         events.tell(Happening::Starting, "kube-ipvs".to_owned());
         health.send_modify(|health| {
-            health.note(begun, Err("could not add virtual server TCP 10.96.0.1:80: no such scheduler".to_owned()))
+            health.note(begun, Err("could not add virtual server TCP 10.96.0.1:80: no such scheduler".to_owned()));
         });
         metrics.repairs.with_label_values(&["VIPs"]).inc_by(3);
         look(Duration::from_secs(1));

@@ -277,7 +277,7 @@ impl Reconciler {
 
     /// Notes whether the kernel holds what was saved, where that is what is desired. What it holds besides is no difference.
     fn note_saved(&self) {
-        if self.saved && self.observed.is_some() {
+        if self.on_saved && self.observed.is_some() {
             let outcome = self.refused.first().map_or(Ok(()), Err);
             self.health.send_modify(|health| {
                 health.note(Instant::now(), outcome);

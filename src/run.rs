@@ -196,7 +196,7 @@ fn proxy(given: &Given, effective: &Rc<Effective>, logs: Logs, prepared: Prepare
         let probes = Probes { reliance, families, eligibility };
         let (asker, asks) = mpsc::channel(QUESTIONS);
         let desk = Desk { reconciler: mailbox.clone(), agent: asker };
-        serve(arguments, desk, &metrics, probes, Pages { effective: told }, reports)?;
+        serve(arguments, desk, &metrics, probes, Pages { effective: told }, reports.as_ref())?;
         let count = {
             let metrics = metrics.clone();
             move |success| metrics.count_reload(success)
@@ -287,7 +287,7 @@ fn serve(
     metrics: &Metrics,
     probes: Probes,
     pages: Pages,
-    reports: Option<Events>,
+    reports: Option<&Events>,
 ) -> anyhow::Result<()> {
     if arguments.once {
         return Ok(());
@@ -295,7 +295,7 @@ fn serve(
     let scraped = Scraped::new(arguments, &desk, metrics, &probes, pages);
     let flags = &arguments.kube_proxy;
     let report = |happening| {
-        let reports = reports.clone();
+        let reports = reports.cloned();
         move |note| {
             if let Some(reports) = reports {
                 reports.tell(happening, note);

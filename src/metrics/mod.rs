@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use model::Family;
 use prometheus::core::Collector as _;
+use prometheus::proto::{Metric, MetricFamily};
 use prometheus::{
     Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, TextEncoder,
@@ -338,9 +339,9 @@ impl Metrics {
     /// How many repairs there have been, by stage.
     pub(crate) fn repairs_by_stage(&self) -> BTreeMap<String, u64> {
         let families = self.repairs.collect();
-        let metrics = families.iter().flat_map(|family| family.get_metric());
-        let stages = metrics.flat_map(|metric| metric.get_label()).map(|label| label.value().to_owned());
-        stages.map(|stage| (self.repairs.with_label_values(&[&*stage]).get(), stage)).map(|(count, stage)| (stage, count)).collect()
+        let labels = families.iter().flat_map(MetricFamily::get_metric).flat_map(Metric::get_label);
+        let count = |stage: &str| (stage.to_owned(), self.repairs.with_label_values(&[stage]).get());
+        labels.map(|stage| count(stage.value())).collect()
     }
 
     /// Notes for how long the kernel and what is desired have differed; zero while they do not.
