@@ -1,6 +1,6 @@
 //! When everything is compared with the kernel, and how.
 
-use rustix::time::{ClockId, clock_gettime};
+use kernel::processor_time;
 
 use super::*;
 
@@ -84,11 +84,6 @@ impl Audits {
         self.number += 1;
         self.number.is_multiple_of(WHOLE)
     }
-}
-
-/// What this thread has used so far. Programs that it has run are not in it.
-fn processor_time() -> Duration {
-    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 impl Reconciler {
@@ -196,15 +191,5 @@ mod tests {
         let mut audits = Audits::new(PACE, Instant::now());
         let whole: Vec<_> = (1..=30).filter(|_| audits.is_whole()).collect();
         assert_eq!(whole, [10, 20, 30]);
-    }
-
-    #[test]
-    fn processor_time_is_what_was_worked_and_not_what_was_waited() {
-        let (begun, used) = (Instant::now(), processor_time());
-        std::thread::sleep(Duration::from_millis(50));
-        assert!(processor_time() - used < begun.elapsed());
-        while processor_time() - used < Duration::from_millis(2) {
-            std::hint::black_box(());
-        }
     }
 }
