@@ -43,6 +43,25 @@ pub(crate) struct Limits {
     pub(crate) vanished: Duration,
 }
 
+impl Limits {
+    /// How long a real server of `frontend` may take to leave, whose Service has `asked` for that by annotation.
+    fn of(self, frontend: &VirtualServerKey, asked: Option<Duration>) -> Duration {
+        match frontend {
+            VirtualServerKey::Address { protocol: Protocol::Udp, .. } => self.datagrams,
+            VirtualServerKey::Address { .. } | VirtualServerKey::Mark { .. } => asked.unwrap_or(self.connections),
+        }
+    }
+
+    /// The same, at most, of one that nobody has seen leave, by what its endpoint has come to. One that is gone may have been terminating before.
+    pub(crate) fn at_most(self, frontend: &VirtualServerKey, asked: Option<Duration>, standing: Option<Standing>) -> Duration {
+        let limit = self.of(frontend, asked);
+        match standing {
+            Some(Standing::Stranded) => limit.min(self.vanished),
+            Some(Standing::Present | Standing::Terminating | Standing::Gone) | None => limit,
+        }
+    }
+}
+
 /// Real servers that are leaving, with those virtual servers that leave as a whole.
 #[derive(Debug)]
 pub(crate) struct Drains {
@@ -171,16 +190,11 @@ impl Drains {
                 self.forget(*key);
                 continue;
             };
-            let limit = match frontend {
-                VirtualServerKey::Address { protocol: Protocol::Udp, .. } => self.limits.datagrams,
-                VirtualServerKey::Address { .. } | VirtualServerKey::Mark { .. } => {
-                    let asked = match surroundings.parting(key) {
-                        Some(parting) => parting.drain_timeout,
-                        None => self.remembered.get(key).and_then(|remembered| remembered.drain_timeout),
-                    };
-                    asked.unwrap_or(self.limits.connections)
-                }
+            let asked = match surroundings.parting(key) {
+                Some(parting) => parting.drain_timeout,
+                None => self.remembered.get(key).and_then(|remembered| remembered.drain_timeout),
             };
+            let limit = self.limits.of(&frontend, asked);
             if desired.virtual_servers.contains_key(key) {
                 self.whole.remove(key);
             } else {

@@ -366,6 +366,11 @@ fn a_plan_that_cannot_be_made_never_ends_as_if_there_were_changes() {
     let ended = kube_ipvs_without(NET_ADMIN, &["plan", "--manifests", text(&missing)]);
     ended.expect(1, &["--manifests", text(&missing), "No such file or directory"]);
     assert_eq!(ended.stdout, "", "no half of a plan");
+    kube_ipvs(&["plan", "--against", "manifests", "--kubeconfig", "b"]).expect(1, &["--against manifests", "--manifests PATH"]);
+    kube_ipvs(&["plan", "--against", "cluster", "--manifests", "a"])
+        .expect(1, &["--against cluster", "--manifests a leads elsewhere"]);
+    kube_ipvs(&["plan", "--against", "cluster"]).expect(1, &["--kubeconfig PATH"]);
+    kube_ipvs(&["plan", "--against", "files"]).expect(1, &["--against <WHAT>", "manifests, cluster"]);
     kube_ipvs(&["plan", "--nodeport-addresses", "primary,192.0.2.0/24"]).expect(1, &["--nodeport-addresses", "stand alone"]);
     kube_ipvs(&["plan", "--help"]).expect(0, &[]);
 }

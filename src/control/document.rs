@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use model::{
     Family, Flags, ForwardingMethod, Protocol, RealServer, RealServerKey, Scheduler, VirtualServer, VirtualServerConfig,
@@ -114,6 +115,16 @@ pub(crate) struct Endpoint {
     pub(crate) pod: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) node: Option<String>,
+}
+
+impl Drains {
+    /// Who is leaving, and how long it may stay at most; but for those that the model has no words for.
+    pub(crate) fn parse(&self) -> impl Iterator<Item = ((VirtualServerKey, RealServerKey), Duration)> {
+        self.drains.iter().filter_map(|drain| {
+            let real = RealServerKey::new(drain.real_server.ip(), drain.real_server.port());
+            Some(((drain.virtual_server.parse()?, real), Duration::from_millis(drain.milliseconds_left)))
+        })
+    }
 }
 
 impl From<VirtualServerKey> for Key {

@@ -5,22 +5,22 @@ mod story;
 mod target;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use anyhow::Context;
 use clap::Args;
-use kernel::Kernel;
-use model::{Flow, VirtualServerKey};
 
 use crate::cli::Run;
 use crate::exit::{Exit, kernel_ending};
 use crate::run;
 use crate::settings::Effective;
-use crate::survey::{Subject, Survey};
+use crate::survey::Subject;
 use story::Story;
 use target::{Found, Target};
+use traffic::Traffic;
 
 #[derive(Args, Debug)]
 #[command(after_help = "Give it the flags that `kube-ipvs run` has on this node.
@@ -52,15 +52,18 @@ pub(crate) fn run(arguments: &Arguments, effective: &Effective) -> anyhow::Resul
     let Arguments { target, from, .. } = arguments;
     let mut survey = Subject { run: &effective.run }.survey()?;
     let found = target.resolve(&survey.index, &survey.ledger, &survey.observed);
+    let deadlines = traffic::deadlines(&effective.run.control_socket);
     let mut text = String::new();
     for key in &found.keys {
-        let traffic = Traffic::of(&mut survey, key, *from).map_err(|error| kernel_ending(&error))?;
+        let in_cluster = survey.ledger.in_cluster(key);
+        let traffic = Traffic::of(&mut survey.kernel, key, in_cluster, *from).map_err(|error| kernel_ending(&error))?;
         let story = Story {
             index: &survey.index,
             ledger: &survey.ledger,
             observed: &survey.observed,
             plan: &survey.plan,
             limits: run::tuning(&effective.run).drain,
+            deadlines: &deadlines,
         };
         text.push_str(&story.tell(key, *from, &traffic));
         text.push('\n');
@@ -78,35 +81,5 @@ pub(crate) fn run(arguments: &Arguments, effective: &Effective) -> anyhow::Resul
     match io::stdout().lock().write_all(text.trim_end().as_bytes()).and_then(|()| writeln!(io::stdout())) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print the explanation"),
         _ => Ok((keys.is_empty()).then_some(Exit::Failure)),
-    }
-}
-
-/// What goes on at a frontend now.
-#[derive(Debug)]
-pub(super) struct Traffic {
-    /// The connections of real servers, of both virtual servers of a frontend.
-    pub(super) connections: Vec<(VirtualServerKey, model::RealServerKey, model::RealServerCounters)>,
-    /// What connection tracking knows of flows to the frontend.
-    pub(super) flows: Result<Vec<Flow>, String>,
-}
-
-impl Traffic {
-    fn of(survey: &mut Survey, key: &VirtualServerKey, from: Option<IpAddr>) -> Result<Self, kernel::Error> {
-        let kernel: &mut Kernel = &mut survey.kernel;
-        let mut connections = Vec::new();
-        for key in [Some(*key), survey.ledger.in_cluster(key)].into_iter().flatten() {
-            connections.extend(kernel.connections(&key)?.into_iter().map(|(real, counters)| (key, real, counters)));
-        }
-        let VirtualServerKey::Address { address, port, protocol } = *key else {
-            return Ok(Self { connections, flows: Ok(Vec::new()) });
-        };
-        let called = SocketAddr::new(address, port);
-        let wanted = |flow: &Flow| {
-            flow.protocol == protocol
-                && flow.original.destination == called
-                && from.is_none_or(|from| flow.original.source.ip() == from)
-        };
-        let flows = kernel.flows(key.family(), protocol, wanted).map_err(|error| error.to_string());
-        Ok(Self { connections, flows })
     }
 }

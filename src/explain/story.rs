@@ -5,18 +5,16 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use desired::{Callers, EndpointView, Index, Ledger, Owner, Standing, Verdict};
+use kernel::Connection;
 use model::{
-    DEVICE, Direction, Flow, Member, Protocol, RealServer, RealServerKey, Role, Set, State, Via, Vip, VirtualServer,
-    VirtualServerKey,
+    DEVICE, Direction, Flow, Member, RealServer, RealServerKey, Role, Set, State, Via, Vip, VirtualServer, VirtualServerKey,
 };
 use plan::{Plan, Step};
 
-use super::Traffic;
 use super::callers::{Caller, Rules, Treatment};
+use super::traffic::{Deadlines, Listed, Traffic};
 use crate::drain::Limits;
-
-/// How many flows are named; of more, the number is said.
-const NAMED_FLOWS: usize = 10;
+use crate::status::view::in_words;
 
 /// What is known of the node.
 #[derive(Clone, Copy)]
@@ -28,6 +26,8 @@ pub(super) struct Story<'a> {
     /// What is between that and what is desired.
     pub(super) plan: &'a Plan,
     pub(super) limits: Limits,
+    /// What a running agent says of who is leaving.
+    pub(super) deadlines: &'a Deadlines,
 }
 
 /// Text that is indented by what it belongs to.
@@ -60,7 +60,8 @@ impl Story<'_> {
         if owner.is_some() {
             self.tell_callers(&mut text, key, from);
         }
-        tell_flows(&mut text, traffic);
+        tell_connections(&mut text, &traffic.connections, from);
+        tell_flows(&mut text, &traffic.flows, from);
         text.0
     }
 
@@ -144,33 +145,56 @@ impl Story<'_> {
         if !leaving.is_empty() {
             text.line(2, "established connections alone stay with");
         }
+        let mut is_draining = false;
         for (real, _) in leaving {
-            let standing = match self.ledger.standing(key, real.address) {
-                None => "no Service has its virtual server any more",
-                Some(Standing::Terminating) => "its endpoint is terminating",
-                Some(Standing::Gone) => "no EndpointSlice has it any more",
-                Some(Standing::Stranded) => "its node is not ready",
-                Some(Standing::Present) => match endpoints.iter().find(|endpoint| endpoint.real == *real) {
-                    Some(endpoint) => why_not(endpoint.verdict),
-                    None => "its endpoint has another port now",
-                },
+            let endpoint = endpoints.iter().find(|endpoint| endpoint.real == *real);
+            let reason = match endpoint.map(|endpoint| endpoint.verdict) {
+                Some(Verdict::Chosen | Verdict::LastResort) if self.gets_a_weight(key, real) => {
+                    "its weight is 0 and should not be".to_owned()
+                }
+                Some(Verdict::Chosen | Verdict::LastResort) => {
+                    "it has weight 0 by its Service's annotation kube-ipvs.io/weights, and stays".to_owned()
+                }
+                verdict => {
+                    is_draining = true;
+                    format!("{}; {}", self.why_leaving(key, real, verdict), self.drain(key, real))
+                }
             };
-            let drain = format!("draining for at most {} s since it left", self.limit(key, real).as_secs());
-            text.line(3, format_args!("{real}: {standing}; {drain}{}", connections(traffic, key, real)));
+            text.line(3, format_args!("{real}: {reason}{}", connections(traffic, key, real)));
+        }
+        if let (true, Err(trouble)) = (is_draining, self.deadlines) {
+            text.line(3, format_args!("how much of that is left, only a running agent knows, and {trouble}"));
+        }
+    }
+
+    /// Whether an agent would set its weight.
+    fn gets_a_weight(self, of: &VirtualServerKey, who: &RealServerKey) -> bool {
+        self.plan.steps().any(|step| matches!(step, Step::SetRealServer { key, real, .. } if key == of && real == who))
+    }
+
+    fn why_leaving(self, key: &VirtualServerKey, real: &RealServerKey, verdict: Option<Verdict>) -> &'static str {
+        match self.ledger.standing(key, real.address) {
+            None => "no Service has its virtual server any more",
+            Some(Standing::Terminating) => "its endpoint is terminating",
+            Some(Standing::Gone) => "no EndpointSlice has it any more",
+            Some(Standing::Stranded) => "its node is not ready",
+            Some(Standing::Present) => verdict.map_or("its endpoint has another port now", why_not),
         }
     }
 
     /// How long a real server that has left keeps its connections.
-    fn limit(self, key: &VirtualServerKey, real: &RealServerKey) -> Duration {
-        let Limits { connections, datagrams, vanished } = self.limits;
-        let frontend = self.ledger.frontend(key).unwrap_or(*key);
-        let limit = match frontend {
-            VirtualServerKey::Address { protocol: Protocol::Udp, .. } => datagrams,
-            _ => self.ledger.parting(key).and_then(|parting| parting.drain_timeout).unwrap_or(connections),
-        };
-        match self.ledger.standing(key, real.address) {
-            Some(Standing::Gone | Standing::Stranded) => limit.min(vanished),
-            _ => limit,
+    fn drain(self, key: &VirtualServerKey, real: &RealServerKey) -> String {
+        match self.deadlines {
+            Ok(deadlines) => match deadlines.get(&(*key, *real)) {
+                Some(left) => format!("draining, for {} more at most", in_words(*left)),
+                None => "the agent does not count it among those that drain".to_owned(),
+            },
+            Err(_) => {
+                let frontend = self.ledger.frontend(key).unwrap_or(*key);
+                let asked = self.ledger.parting(key).and_then(|parting| parting.drain_timeout);
+                let limit = self.limits.at_most(&frontend, asked, self.ledger.standing(key, real.address));
+                format!("draining for at most {} since it left", in_words(limit))
+            }
         }
     }
 
@@ -276,27 +300,64 @@ const fn why_not(verdict: Verdict) -> &'static str {
 }
 
 fn connections(traffic: &Traffic, key: &VirtualServerKey, real: &RealServerKey) -> String {
-    let found = traffic.connections.iter().find(|(of, server, _)| of == key && server == real);
+    let found = traffic.counted.iter().find(|(of, server, _)| of == key && server == real);
     found.map_or(String::new(), |(.., counters)| {
-        format!("; {} connections are active and {} are over", counters.active, counters.inactive)
+        let active = match counters.active {
+            1 => "1 connection is active".to_owned(),
+            active => format!("{active} connections are active"),
+        };
+        format!("; {active} and {} {} over", counters.inactive, if counters.inactive == 1 { "is" } else { "are" })
     })
 }
 
-fn tell_flows(text: &mut Text, traffic: &Traffic) {
-    let flows = match &traffic.flows {
+/// What IPVS itself keeps: where packets of a connection go, and for how long without any.
+fn tell_connections(text: &mut Text, connections: &Result<Listed<Connection>, String>, from: Option<IpAddr>) {
+    let connections = match connections {
+        Ok(connections) => connections,
+        Err(error) => return text.line(1, format_args!("its connections cannot be listed: {error}")),
+    };
+    let of_caller = of_caller(from);
+    match connections.count {
+        0 => text.line(1, format_args!("IPVS has no connection to it{of_caller}")),
+        1 => text.line(1, format_args!("IPVS has 1 connection to it{of_caller}")),
+        count => text.line(1, format_args!("IPVS has {count} connections to it{of_caller}")),
+    }
+    for Connection { client, real_server, state, expires, .. } in &connections.named {
+        let left = in_words(Duration::from_secs(u64::from(*expires)));
+        // What makes a client stay with its real server is kept as a connection from no port (`ip_vs_ct_in_get`, ip_vs_conn.c).
+        match client.port() {
+            0 => text.line(2, format_args!("{} stays with {real_server}, for {left} after its last connection", client.ip())),
+            _ => text.line(2, format_args!("{client} has {real_server}: {state}, for {left} without a packet")),
+        }
+    }
+    tell_rest(text, connections.rest());
+}
+
+fn tell_flows(text: &mut Text, flows: &Result<Listed<Flow>, String>, from: Option<IpAddr>) {
+    let flows = match flows {
         Ok(flows) => flows,
         Err(error) => return text.line(1, format_args!("its flows cannot be read: {error}")),
     };
-    match flows.len() {
-        0 => text.line(1, "connection tracking knows no flow to it"),
-        count => text.line(1, format_args!("connection tracking knows {count} flows to it")),
+    let of_caller = of_caller(from);
+    match flows.count {
+        0 => text.line(1, format_args!("connection tracking knows no flow to it{of_caller}")),
+        1 => text.line(1, format_args!("connection tracking knows 1 flow to it{of_caller}")),
+        count => text.line(1, format_args!("connection tracking knows {count} flows to it{of_caller}")),
     }
-    for Flow { original, reply, .. } in flows.iter().take(NAMED_FLOWS) {
+    for Flow { original, reply, .. } in &flows.named {
         let Direction { source: server, destination: answered } = reply;
         let masqueraded = if answered == &original.source { String::new() } else { format!(", who sees it as {answered}") };
         text.line(2, format_args!("{} is answered by {server}{masqueraded}", original.source));
     }
-    if flows.len() > NAMED_FLOWS {
-        text.line(2, format_args!("and {} more", flows.len() - NAMED_FLOWS));
+    tell_rest(text, flows.rest());
+}
+
+fn of_caller(from: Option<IpAddr>) -> String {
+    from.map(|from| format!(" from {from}")).unwrap_or_default()
+}
+
+fn tell_rest(text: &mut Text, rest: usize) {
+    if rest > 0 {
+        text.line(2, format_args!("and {rest} more"));
     }
 }

@@ -1,5 +1,6 @@
 //! Explanations of a node that holds what is desired, and of one that does not quite.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use desired::{Config, DetectLocal, Index, InterfaceAddress, Kind, Ledger};
@@ -7,9 +8,9 @@ use model::{Direction, Flow, Protocol, RealServerCounters, RealServerKey, State}
 use plan::{Ownership, Plan, plan};
 use serde_json::json;
 
-use super::Traffic;
 use super::story::Story;
 use super::target::Target;
+use super::traffic::{Deadlines, Listed, Traffic};
 use crate::drain::Limits;
 
 struct Node {
@@ -17,6 +18,7 @@ struct Node {
     ledger: Ledger,
     observed: State,
     plan: Plan,
+    deadlines: Deadlines,
 }
 
 /// node-1 in zone a, with a Service of policy Local that only some may call, and endpoints of which few are for it.
@@ -71,7 +73,21 @@ fn node() -> Node {
         ledger.set(&service, index.fragment(&service));
     }
     let observed = ledger.complete();
-    Node { index, ledger, observed, plan: Plan::default() }
+    let deadlines = Err("no agent answers on /nowhere".to_owned());
+    Node { index, ledger, observed, plan: Plan::default(), deadlines }
+}
+
+/// Of a client to 10.96.0.10:80.
+fn connection(port: u16) -> kernel::Connection {
+    kernel::Connection {
+        protocol: "TCP".to_owned(),
+        client: SocketAddr::new("10.244.1.9".parse().unwrap(), if port == 40_001 { 0 } else { port }),
+        virtual_server: "10.96.0.10:80".parse().unwrap(),
+        real_server: "10.244.1.2:8080".parse().unwrap(),
+        state: "ESTABLISHED".to_owned(),
+        expires: 899,
+        engine: None,
+    }
 }
 
 fn told(node: &Node, target: &str, from: Option<&str>) -> String {
@@ -86,6 +102,7 @@ fn told(node: &Node, target: &str, from: Option<&str>) -> String {
             datagrams: Duration::from_secs(2),
             vanished: Duration::from_secs(10),
         },
+        deadlines: &node.deadlines,
     };
     let socket = |text: &str| text.parse().unwrap();
     let flow = Flow {
@@ -98,7 +115,11 @@ fn told(node: &Node, target: &str, from: Option<&str>) -> String {
     let mut text = String::new();
     for key in &found.keys {
         let real = RealServerKey::new("10.244.1.2".parse().unwrap(), 8080);
-        let traffic = Traffic { connections: vec![(*key, real, counters)], flows: Ok(vec![flow]) };
+        let (mut connections, mut flows) = (Listed::default(), Listed::default());
+        (40_000..40_012).for_each(|port| connections.push(connection(port)));
+        connections.named.truncate(2);
+        flows.push(flow);
+        let traffic = Traffic { counted: vec![(*key, real, counters)], connections: Ok(connections), flows: Ok(flows) };
         text.push_str(&story.tell(key, from.map(|from| from.parse().unwrap()), &traffic));
     }
     found.remarks.iter().for_each(|remark| text.push_str(&format!("{remark}\n")));
@@ -142,6 +163,30 @@ fn what_differs_from_what_is_desired_is_told_with_what_is_due() {
     node.observed.vips.clear();
     node.plan = plan(&desired, &node.observed, &Ownership::Scope);
     insta::assert_snapshot!(told(&node, "10.96.0.10:80", Some("10.244.3.2")));
+}
+
+#[test]
+fn a_drain_is_told_with_the_time_that_an_agent_gives_it() {
+    let mut node = node();
+    let web = *node.observed.virtual_servers.keys().next().unwrap();
+    let leaves = RealServerKey::new("10.244.1.3".parse().unwrap(), 8080);
+    let stays = RealServerKey::new("10.244.1.2".parse().unwrap(), 8080);
+    let server = node.observed.virtual_servers.get_mut(&web).unwrap();
+    for real in [leaves, stays] {
+        server.real_servers.insert(real, model::RealServer { weight: 0, ..model::RealServer::default() });
+    }
+    let without = told(&node, "10.96.0.10:80", None);
+    assert!(
+        without.contains("10.244.1.3:8080: its endpoint is terminating; draining for at most 15m00s since it left\n"),
+        "{without}"
+    );
+    assert!(without.contains("only a running agent knows, and no agent answers on /nowhere\n"), "{without}");
+    assert!(without.contains("10.244.1.2:8080: it has weight 0 by its Service's annotation"), "{without}");
+
+    node.deadlines = Ok([((web, leaves), Duration::from_secs(852))].into());
+    let with = told(&node, "10.96.0.10:80", None);
+    assert!(with.contains("its endpoint is terminating; draining, for 14m12s more at most\n"), "{with}");
+    assert!(!with.contains("only a running agent knows"), "{with}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::exit::{Ending, Exit};
 use crate::logs;
 
 /// What a file cannot decide: what the process is to do, and where the file is.
-const COMMAND_LINE_ONLY: [&str; 13] = [
+const COMMAND_LINE_ONLY: [&str; 14] = [
     "config",
     "manifests",
     "once",
@@ -31,6 +31,7 @@ const COMMAND_LINE_ONLY: [&str; 13] = [
     "metrics-port",
     // Of the commands that look at what `run` would do.
     "output",
+    "against",
     "from",
     "strict",
     "host-root",

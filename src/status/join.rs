@@ -52,12 +52,10 @@ impl Told {
     }
 
     /// Replaces what was told of real servers that are leaving.
-    pub(crate) fn set_drains(&mut self, Drains { drains }: &Drains) {
-        let parsed = || drains.iter().filter_map(|drain| Some((drain.virtual_server.parse()?, drain)));
-        let real = |address: std::net::SocketAddr| RealServerKey::new(address.ip(), address.port());
-        self.drains =
-            parsed().map(|(key, drain)| ((key, real(drain.real_server)), Duration::from_millis(drain.milliseconds_left))).collect();
-        self.leaving = parsed().filter(|(_, drain)| drain.whole).map(|(key, _)| key).collect();
+    pub(crate) fn set_drains(&mut self, drains: &Drains) {
+        self.drains = drains.parse().collect();
+        let whole = drains.drains.iter().filter(|drain| drain.whole);
+        self.leaving = whole.filter_map(|drain| drain.virtual_server.parse()).collect();
     }
 
     /// Whether it says something of the virtual server `key`.

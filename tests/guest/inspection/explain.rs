@@ -49,8 +49,11 @@ fn what_is_said_of_callers_is_what_becomes_of_them() {
         let told = explain(world, "10.96.0.10:80", &["--from", &pod])?;
         says(&told, &format!("{pod}, a pod\n    keeps its address"))?;
         says(&told, &format!("{real} pod far on node2, Masq weight 1"))?;
-        says(&told, "connection tracking knows 1 flows to it")?;
+        says(&told, &format!("connection tracking knows 1 flow to it from {pod}\n"))?;
         says(&told, &format!("is answered by {real}\n"))?;
+        says(&told, &format!("IPVS has 1 connection to it from {pod}\n    {pod}:"))?;
+        says(&told, &format!(" has {real}: "))?;
+        says(&explain(world, "10.96.0.10:80", &["--from", "10.244.9.9"])?, "IPVS has no connection to it from 10.244.9.9\n")?;
 
         let of_ext = seen(world.ext().call(Protocol::Tcp, "172.18.0.2:30080", 1)?)?;
         ensure!(of_ext.as_deref().is_some_and(|peer| peer != EXT_V4.to_string()), "{of_ext:?}");
