@@ -121,8 +121,13 @@ fn usage(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
 
 /// Prints a line on standard output. That nobody reads it is no failure.
 fn print_line(line: &impl std::fmt::Display) -> anyhow::Result<()> {
-    match writeln!(io::stdout(), "{line}") {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
+    printed(writeln!(io::stdout(), "{line}"), "it")
+}
+
+/// What has become of printing `what`. That nobody reads it is no failure.
+fn printed(result: io::Result<()>, what: &str) -> anyhow::Result<()> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).with_context(|| format!("cannot print {what}")),
         _ => Ok(()),
     }
 }

@@ -33,10 +33,7 @@ pub(crate) struct Man {
 pub(crate) fn complete(arguments: &Completion) -> anyhow::Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut command(), "kube-ipvs", &mut script);
-    match io::Write::write_all(&mut io::stdout(), &script) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print the completions"),
-        _ => Ok(()),
-    }
+    crate::printed(io::Write::write_all(&mut io::stdout(), &script), "the completions")
 }
 
 /// Writes a page for the program and one for each command: `kube-ipvs.8`, `kube-ipvs-status.8`, ….

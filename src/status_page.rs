@@ -4,6 +4,8 @@
 //! that comes from the cluster goes through the one function that escapes. Whoever asks, and how often, the node is looked at once in
 //! [`FRESH`].
 
+#[cfg(test)]
+mod browser;
 mod html;
 
 use std::cell::RefCell;
@@ -32,11 +34,16 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'n
 #[derive(Clone)]
 pub(crate) struct StatusPage {
     desk: Desk,
+    /// How the node is looked at.
+    look: Look,
     /// The state of the view, with the looks before.
     seen: Rc<RefCell<App>>,
     /// What was heard for that. Held while somebody looks, so that the others wait for that look.
     told: Rc<tokio::sync::Mutex<Option<Heard>>>,
 }
+
+/// Sees what the kernel has, beside what was told.
+type Look = fn(Option<&Told>) -> Result<View, kernel::Error>;
 
 /// What agent and reconciler have told, and when.
 struct Heard {
@@ -67,7 +74,7 @@ impl Request {
 impl StatusPage {
     pub(crate) fn new(desk: Desk) -> Self {
         let app = App::new(SortBy::Active, FRESH * 2, String::new(), Glyphs::Unicode, true);
-        Self { desk, seen: Rc::new(RefCell::new(app)), told: Rc::default() }
+        Self { desk, look, seen: Rc::new(RefCell::new(app)), told: Rc::default() }
     }
 
     /// The page that `path` asks for; `None` where that is none of this.
@@ -110,13 +117,13 @@ impl StatusPage {
 
     async fn gather(&self, told: &mut Option<Heard>) -> anyhow::Result<View> {
         *told = self.hear(told.take()).await;
-        let first = see(told).await?;
+        let first = self.see(told).await?;
         if !first.has_drifted() {
             return Ok(first);
         }
         tokio::time::sleep(SETTLING).await;
         *told = self.hear(None).await;
-        let mut second = see(told).await?;
+        let mut second = self.see(told).await?;
         second.keep_lasting_drift(&first);
         Ok(second)
     }
@@ -133,18 +140,18 @@ impl StatusPage {
         let endpoints = self.desk.ask_agent(AskAgent::Endpoints).await?;
         Some(Heard { at, told: Told::new(table, &drains, endpoints) })
     }
-}
 
-/// What the kernel has, beside what was heard. That takes a while, in which others are served.
-async fn see(heard: &mut Option<Heard>) -> anyhow::Result<View> {
-    let told = heard.take();
-    let (told, view) = tokio::task::spawn_blocking(move || {
-        let view = look(told.as_ref().map(|heard| &heard.told));
-        (told, view)
-    })
-    .await?;
-    *heard = told;
-    Ok(view?)
+    /// What the kernel has, beside what was heard. That takes a while, in which others are served.
+    async fn see(&self, heard: &mut Option<Heard>) -> anyhow::Result<View> {
+        let (look, told) = (self.look, heard.take());
+        let (told, view) = tokio::task::spawn_blocking(move || {
+            let view = look(told.as_ref().map(|heard| &heard.told));
+            (told, view)
+        })
+        .await?;
+        *heard = told;
+        Ok(view?)
+    }
 }
 
 #[cfg(test)]

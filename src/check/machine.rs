@@ -13,11 +13,9 @@ use super::finding::Finding;
 
 /// Programs that do what an agent does. Names of processes are cut at 15 bytes.
 const RIVALS: [(&str, &str); 2] = [
-    ("kube-proxy", "stop it: docs/kube-proxy.md has the way from it"),
+    ("kube-proxy", "stop it: docs/migrating-from-kube-proxy.md has the way from it"),
     ("kube-router", "stop it, or start it with --run-service-proxy=false"),
 ];
-/// A device that kube-router makes for VIPs.
-const KUBE_ROUTER_DEVICE: &str = "kube-dummy-if";
 
 /// Modules without which nothing is served.
 const VITAL: [&str; 4] = ["ip_vs", "ip_set", "dummy", "nf_conntrack"];
@@ -64,7 +62,7 @@ pub(super) fn inspect(config: &Config, host_root: &Path, findings: &mut Vec<Find
         _ => Finding::ok("pod networks", "pods are told from other callers"),
     });
     findings.extend(rivals());
-    findings.extend(links());
+    findings.push(device());
 }
 
 fn kernel_release(release: &str) -> Finding {
@@ -129,13 +127,12 @@ fn rivals() -> Vec<Finding> {
     RIVALS.iter().map(finding).collect()
 }
 
-fn links() -> Vec<Finding> {
+fn device() -> Finding {
     let links = match Vips::open().and_then(|mut vips| vips.links()) {
         Ok(links) => links,
-        Err(error) => return vec![Finding::error("interfaces", error)],
+        Err(error) => return Finding::error("interfaces", error),
     };
-    let mut findings = Vec::new();
-    findings.push(match links.iter().find(|link| link.name == DEVICE) {
+    match links.iter().find(|link| link.name == DEVICE) {
         None => Finding::ok(format!("device {DEVICE}"), "it is not there, and an agent makes it"),
         Some(link) if link.kind.as_deref() != Some("dummy") => {
             Finding::fail(format!("device {DEVICE}"), "it is no dummy device", "rename or remove it: an agent needs the name")
@@ -144,15 +141,7 @@ fn links() -> Vec<Finding> {
             Finding::warn(format!("device {DEVICE}"), "it is down: IPv6 VIPs are not local", format!("`ip link set {DEVICE} up`"))
         }
         Some(_) => Finding::ok(format!("device {DEVICE}"), "it is up"),
-    });
-    if links.iter().any(|link| link.name == KUBE_ROUTER_DEVICE) {
-        findings.push(Finding::warn(
-            format!("device {KUBE_ROUTER_DEVICE}"),
-            "kube-router has left it, with the addresses of Services on it",
-            "stop kube-router's service proxy and run `kube-router --cleanup-config`",
-        ));
     }
-    findings
 }
 
 /// Whether what comes from pods fits through the interface with the node's own address.

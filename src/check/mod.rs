@@ -5,6 +5,7 @@
 mod api;
 mod drift;
 mod finding;
+mod kube_router;
 mod machine;
 mod origin;
 mod packet_filter;
@@ -14,7 +15,6 @@ mod tables;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use crate::cli::Run;
@@ -70,6 +70,7 @@ pub(crate) fn run(arguments: &Arguments, effective: &Effective) -> anyhow::Resul
     machine::inspect(&config, host_root, &mut findings);
     settings::inspect(&config, &run::tuning(subject.run).sysctls, host_root, &mut findings);
     packet_filter::inspect(&config, &mut findings);
+    findings.push(kube_router::inspect(&config));
     tables::inspect(&mut findings);
     api::inspect(subject, &config, &mut findings);
     drift::inspect(subject, &mut findings);
@@ -79,10 +80,7 @@ pub(crate) fn run(arguments: &Arguments, effective: &Effective) -> anyhow::Resul
         Format::Text => document.print(&mut out),
         Format::Json => serde_json::to_writer_pretty(&mut out, &document).map_err(io::Error::from).and_then(|()| writeln!(out)),
     };
-    match printed {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error).context("cannot print what was found"),
-        _ => {}
-    }
+    crate::printed(printed, "what was found")?;
     let intolerable = if arguments.strict { Level::Warn } else { Level::Fail };
     Ok((document.worst() >= intolerable).then_some(Exit::Failure))
 }

@@ -10,7 +10,6 @@ mod traffic;
 use std::io::{self, Write};
 use std::net::IpAddr;
 
-use anyhow::Context;
 use clap::Args;
 
 use crate::cli::Run;
@@ -78,8 +77,6 @@ pub(crate) fn run(arguments: &Arguments, effective: &Effective) -> anyhow::Resul
     {
         text.push_str(&format!("problem: {problem}\n"));
     }
-    match io::stdout().lock().write_all(text.trim_end().as_bytes()).and_then(|()| writeln!(io::stdout())) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print the explanation"),
-        _ => Ok((keys.is_empty()).then_some(Exit::Failure)),
-    }
+    crate::printed(writeln!(io::stdout(), "{}", text.trim_end()), "the explanation")?;
+    Ok((keys.is_empty()).then_some(Exit::Failure))
 }

@@ -7,7 +7,6 @@ mod why;
 
 use std::io::{self, Write};
 
-use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use crate::cli::{Run, Source};
@@ -95,10 +94,7 @@ pub(crate) fn run(arguments: &Arguments, effective: &Effective) -> anyhow::Resul
         Format::Json => serde_json::to_writer_pretty(&mut out, &document).map_err(io::Error::from).and_then(|()| writeln!(out)),
         Format::Script => script::print(&mut out, &survey, proxy),
     };
-    match printed {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error).context("cannot print the plan"),
-        _ => {}
-    }
+    crate::printed(printed, "the plan")?;
     Ok((!document.is_empty()).then_some(Exit::Changes))
 }
 

@@ -202,7 +202,7 @@ impl fmt::Display for Settings<'_> {
         if let Some(seconds) = config.persistence {
             write!(f, " -p {seconds}")?;
             if config.granularity != family.bits() {
-                write!(f, " -M {}", crate::status::text::mask(*family, config.granularity))?;
+                write!(f, " -M {}", family.mask(config.granularity))?;
             }
         }
         if config.flags.contains(Flags::ONE_PACKET) {

@@ -178,42 +178,30 @@ fn missing_real_row(key: RealServerKey, server: RealServer, desired: &Desired, t
 }
 
 fn otherwise(desired: &VirtualServerConfig, observed: &VirtualServerConfig) -> Option<Drift> {
-    if desired == observed {
-        return None;
-    }
     let VirtualServerConfig { scheduler, flags, persistence, granularity } = desired;
-    let mut wanted = Vec::new();
-    if *scheduler != observed.scheduler {
-        wanted.push(format!("scheduler {scheduler}"));
-    }
-    if *flags != observed.flags {
-        wanted.push(format!("flags {:#x}", flags.bits()));
-    }
-    if *persistence != observed.persistence {
-        wanted.push(persistence.map_or_else(|| "no persistence".to_owned(), |seconds| format!("persistent {seconds}")));
-    }
-    if *granularity != observed.granularity {
-        wanted.push(format!("persistence by {granularity} bits"));
-    }
-    Some(Drift::Otherwise(wanted.join(", ")))
+    differing([
+        (*scheduler != observed.scheduler).then(|| format!("scheduler {scheduler}")),
+        (*flags != observed.flags).then(|| format!("flags {:#x}", flags.bits())),
+        (*persistence != observed.persistence)
+            .then(|| persistence.map_or_else(|| "no persistence".to_owned(), |seconds| format!("persistent {seconds}"))),
+        (*granularity != observed.granularity).then(|| format!("persistence by {granularity} bits")),
+    ])
 }
 
 fn real_otherwise(desired: &RealServer, observed: &RealServer) -> Option<Drift> {
-    if desired == observed {
-        return None;
-    }
     let RealServer { forwarding, weight, upper_threshold, lower_threshold } = desired;
-    let mut wanted = Vec::new();
-    if *weight != observed.weight {
-        wanted.push(format!("weight {weight}"));
-    }
-    if *forwarding != observed.forwarding {
-        wanted.push(forwarding.to_string());
-    }
-    if (*upper_threshold, *lower_threshold) != (observed.upper_threshold, observed.lower_threshold) {
-        wanted.push(format!("thresholds {upper_threshold} and {lower_threshold}"));
-    }
-    Some(Drift::Otherwise(wanted.join(", ")))
+    let thresholds = (*upper_threshold, *lower_threshold) != (observed.upper_threshold, observed.lower_threshold);
+    differing([
+        (*weight != observed.weight).then(|| format!("weight {weight}")),
+        (*forwarding != observed.forwarding).then(|| forwarding.to_string()),
+        thresholds.then(|| format!("thresholds {upper_threshold} and {lower_threshold}")),
+    ])
+}
+
+/// What would be right where something differs.
+fn differing<const FIELDS: usize>(wanted: [Option<String>; FIELDS]) -> Option<Drift> {
+    let wanted: Vec<_> = wanted.into_iter().flatten().collect();
+    (!wanted.is_empty()).then(|| Drift::Otherwise(wanted.join(", ")))
 }
 
 impl View {

@@ -82,6 +82,12 @@ pub(crate) fn kernel_table() -> Table {
 
 /// What the agent of [`kernel_table`]'s node says, which has brought it in line.
 pub(crate) fn told() -> Told {
+    let (table, drains, endpoints) = documents();
+    Told::new(table, &drains, endpoints)
+}
+
+/// The same, as it says that on its control socket.
+pub(crate) fn documents() -> (DesiredTable, Drains, Endpoints) {
     let server = |config, reals: &[RealServerKey]| VirtualServer {
         config,
         real_servers: reals.iter().map(|real| (*real, RealServer::default())).collect(),
@@ -120,5 +126,5 @@ pub(crate) fn told() -> Told {
     let web_endpoints = vec![endpoint("10.244.1.2", "web-a", "node-1"), endpoint("10.244.1.3", "web-b", "node-2")];
     let of_dns = vec![Endpoint { pod: None, ..endpoint("fd00:244:1::2", "", "node-2") }];
     let services = [("shop/web".to_owned(), web_endpoints), ("kube-system/kube-dns".to_owned(), of_dns)].into();
-    Told::new(table, &drains, Endpoints { services })
+    (table, drains, Endpoints { services })
 }

@@ -1,7 +1,7 @@
 //! The table as ipvsadm prints it, with what there is to say behind each line.
 
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use model::{Family, Flags, TrafficCounters, TrafficRates, VirtualServerConfig, VirtualServerKey};
 
@@ -216,21 +216,13 @@ pub(crate) fn flags(config: &VirtualServerConfig, family: Family) -> String {
     if let Some(seconds) = config.persistence {
         text.push_str(&format!(" persistent {seconds}"));
         if config.granularity != family.bits() {
-            text.push_str(&format!(" mask {}", mask(family, config.granularity)));
+            text.push_str(&format!(" mask {}", family.mask(config.granularity)));
         }
     }
     if config.flags.contains(Flags::ONE_PACKET) {
         text.push_str(" ops");
     }
     text
-}
-
-/// As ipvsadm prints it: a netmask for IPv4, the length of a prefix for IPv6.
-pub(crate) fn mask(family: Family, bits: u8) -> String {
-    match family {
-        Family::V4 => Ipv4Addr::from_bits(u32::MAX.checked_shl(32 - u32::from(bits.min(32))).unwrap_or(0)).to_string(),
-        Family::V6 => bits.to_string(),
-    }
 }
 
 #[cfg(test)]

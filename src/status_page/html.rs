@@ -9,20 +9,26 @@ use crate::top::sample::{Load, Sample, Server, Service, SortBy};
 /// How many looks a trend has.
 const TREND: usize = 30;
 
+/// Names and states are broken where they do not fit, and figures never, so that the tables fit into 1,000 pixels.
 const STYLE: &str = "\
 :root{color-scheme:light dark}\
-body{font:14px/1.45 system-ui,sans-serif;margin:1.5em auto;max-width:75em;padding:0 1em}\
-h1{font-size:1.3em;margin:0 0 .3em}\
+body{font:14px/1.45 system-ui,sans-serif;margin:1.5em auto;max-width:95em;padding:0 1em}\
+h1{font-size:1.3em;margin:0 0 .3em;overflow-wrap:anywhere}\
 p{margin:.2em 0}\
 a{color:inherit}\
 table{border-collapse:collapse;width:100%;margin-top:1em}\
-th,td{padding:.3em .6em;text-align:right;border-bottom:1px solid #8884;white-space:nowrap;font-variant-numeric:tabular-nums}\
-th:first-child,td:first-child,.text{text-align:left}\
+th,td{padding:.3em .5em;text-align:right;vertical-align:baseline;border-bottom:1px solid #8884;white-space:nowrap;font-variant-numeric:tabular-nums}\
+th:first-child,td:first-child,.text,.share{text-align:left}\
+td:first-child,td.text{white-space:normal;overflow-wrap:anywhere}\
+td:first-child{min-width:12em}\
+td.text{min-width:7em}\
+td small{display:block;opacity:.75}\
 th[aria-sort] a{font-weight:bold;text-decoration:none}\
 th a{font-weight:normal}\
 .trend{font-family:monospace;white-space:pre;text-align:left}\
 .bad{color:#c00}.drains{color:#a60}.foreign{opacity:.6}\
-meter{width:8em;vertical-align:middle}\
+meter{width:5em;vertical-align:middle}\
+@media(max-width:80em){td.trend{font-size:.6em}}\
 @media(prefers-color-scheme:dark){.bad{color:#f77}.drains{color:#fb5}}";
 
 /// A text that is in the page as what it is, whatever is in it.
@@ -155,7 +161,7 @@ fn write_services(out: &mut String, app: &App) -> fmt::Result {
     out.push_str("<th>Servers</th>");
     title(out, SortBy::Active, "Active")?;
     out.push_str("<th>Inactive</th>");
-    title(out, SortBy::Connections, "Connections/s")?;
+    title(out, SortBy::Connections, "Conn/s")?;
     title(out, SortBy::Packets, "Packets/s")?;
     title(out, SortBy::Bytes, "Bytes/s")?;
     out.push_str("<th class=\"text\">Trend</th><th class=\"text\">State</th></tr></thead><tbody>\n");
@@ -209,8 +215,8 @@ fn write_servers(out: &mut String, app: &App, name: &str) -> fmt::Result {
     writeln!(
         out,
         "<p>Bytes a second: {} in and {} out <span class=\"trend\">{trend}</span></p>\
-         <table><thead><tr><th>Server</th><th class=\"text\">Pod</th><th class=\"text\">Node</th><th>Weight</th><th>Active</th><th>Inactive</th>\
-         <th class=\"text\">Share</th><th>Connections/s</th><th>Packets/s</th><th>Bytes/s</th><th class=\"text\">State</th></tr></thead><tbody>",
+         <table><thead><tr><th>Server</th><th>Weight</th><th>Active</th><th>Inactive</th>\
+         <th class=\"share\">Share</th><th>Conn/s</th><th>Packets/s</th><th>Bytes/s</th><th class=\"text\">State</th></tr></thead><tbody>",
         short(service.load.bytes_in),
         short(service.load.bytes_out)
     )?;
@@ -231,14 +237,18 @@ fn write_server(out: &mut String, service: &Service, server: &Server) -> fmt::Re
         (None, None) => "",
     };
     let share = service.share(server);
+    let place = match (&server.pod, &server.node) {
+        (Some(pod), Some(node)) => format!("{pod} on {node}"),
+        (Some(one), None) | (None, Some(one)) => one.clone(),
+        (None, None) => String::new(),
+    };
     let Load { active, inactive, connections, .. } = server.load;
     writeln!(
         out,
-        "<tr class=\"{class}\"><td>{}</td><td class=\"text\">{}</td><td class=\"text\">{}</td><td>{}</td><td>{active}</td><td>{inactive}</td>\
-         <td class=\"text\"><meter value=\"{share:.3}\"></meter> {:.0}%</td><td>{}</td><td>{}</td><td>{}</td><td class=\"text\">{}</td></tr>",
+        "<tr class=\"{class}\"><td>{}<small>{}</small></td><td>{}</td><td>{active}</td><td>{inactive}</td>\
+         <td class=\"share\"><meter value=\"{share:.3}\"></meter> {:.0}%</td><td>{}</td><td>{}</td><td>{}</td><td class=\"text\">{}</td></tr>",
         server.key,
-        Escaped(server.pod.as_deref().unwrap_or_default()),
-        Escaped(server.node.as_deref().unwrap_or_default()),
+        Escaped(&place),
         server.weight,
         share * 100.0,
         short(connections),

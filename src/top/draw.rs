@@ -11,7 +11,7 @@ use ratatui::text::Line;
 use ratatui::widgets::Paragraph;
 
 use super::app::{App, Asks, Page, Prompt};
-use super::figures::short;
+use super::figures::{count, short};
 use super::sample::{Load, Server, Service, SortBy};
 use crate::status::view::in_words;
 
@@ -128,7 +128,7 @@ fn services(app: &mut App, width: usize, height: usize) -> Vec<Line<'static>> {
         let Load { active, inactive, connections, .. } = service.load;
         let servers = format!("{}/{}", service.live(), service.servers.len());
         let numbers =
-            [float(active), float(inactive), short(connections), short(service.load.packets()), short(service.load.bytes())];
+            [count(active), count(inactive), short(connections), short(service.load.packets()), short(service.load.bytes())];
         let [a, b, c, d, e] = numbers.each_ref().map(String::as_str);
         let history = app.history(&service.name).map(|history| history.line(app.glyphs, trend)).unwrap_or_default();
         let marker = if index == selection { ">" } else { " " };
@@ -217,7 +217,7 @@ fn server_line(app: &App, service: &Service, server: &Server, columns: Columns) 
     };
     let numbers = [
         server.weight.to_string(),
-        float(server.load.active),
+        count(server.load.active),
         format!("{:.0}%", share * 100.0),
         short(server.load.connections),
         short(server.load.bytes()),
@@ -299,14 +299,6 @@ const fn column(sort: SortBy) -> &'static str {
         SortBy::Connections => "new connections a second",
         SortBy::Packets => "packets a second",
         SortBy::Bytes => "bytes a second",
-    }
-}
-
-/// A number of connections.
-fn float(number: u64) -> String {
-    match number {
-        0..=99_999 => number.to_string(),
-        _ => short(super::sample::as_float(number)),
     }
 }
 

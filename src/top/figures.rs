@@ -1,5 +1,7 @@
 //! Numbers in few columns.
 
+use super::sample::as_float;
+
 /// A number of at most five characters: `999`, `12.3K`, `4.56M`.
 pub(crate) fn short(number: f64) -> String {
     const UNITS: [&str; 7] = ["", "K", "M", "G", "T", "P", "E"];
@@ -18,6 +20,14 @@ pub(crate) fn short(number: f64) -> String {
         (name, rest) if rest < 9.995 => format!("{rest:.2}{name}"),
         (name, rest) if rest < 99.95 => format!("{rest:.1}{name}"),
         (name, rest) => format!("{rest:.0}{name}"),
+    }
+}
+
+/// A number of connections, in as many.
+pub(crate) fn count(number: u64) -> String {
+    match number {
+        0..=99_999 => number.to_string(),
+        _ => short(as_float(number)),
     }
 }
 
@@ -94,6 +104,12 @@ mod tests {
             assert_eq!(short(number), text);
         }
         assert!((0..2_000).map(|power| short(1.01_f64.powi(power))).all(|text| text.len() <= 5 || text.ends_with('E')));
+    }
+
+    #[test]
+    fn numbers_of_connections_are_exact_as_long_as_there_is_room() {
+        assert_eq!((count(0), count(99_999), count(100_000)), ("0".to_owned(), "99999".to_owned(), "100K".to_owned()));
+        assert_eq!(count(u64::MAX), "18.4E");
     }
 
     #[test]

@@ -298,16 +298,15 @@ impl Load {
         estimate: TrafficRates,
     ) -> Self {
         let counted = || {
-            let before = clock.before?.counted.get(&of)?;
-            let seconds = clock.elapsed.as_secs_f64();
-            let rate = |now: u64, before: u64| Some(as_float(now.checked_sub(before)?) / seconds);
-            (seconds > 0.0).then_some(())?;
+            let news = traffic.since(*clock.before?.counted.get(&of)?)?;
+            let seconds = Some(clock.elapsed.as_secs_f64()).filter(|seconds| *seconds > 0.0)?;
+            let rate = |counted: u64| as_float(counted) / seconds;
             Some(Self {
-                connections: rate(traffic.connections, before.connections)?,
-                packets_in: rate(traffic.packets_in, before.packets_in)?,
-                packets_out: rate(traffic.packets_out, before.packets_out)?,
-                bytes_in: rate(traffic.bytes_in, before.bytes_in)?,
-                bytes_out: rate(traffic.bytes_out, before.bytes_out)?,
+                connections: rate(news.connections),
+                packets_in: rate(news.packets_in),
+                packets_out: rate(news.packets_out),
+                bytes_in: rate(news.bytes_in),
+                bytes_out: rate(news.bytes_out),
                 ..self
             })
         };

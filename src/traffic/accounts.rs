@@ -130,18 +130,7 @@ impl Accounts {
 
 /// What was counted between two readings. Counters that went back began anew in between.
 fn since(last: Option<&TrafficCounters>, now: TrafficCounters) -> TrafficCounters {
-    let Some(last) = last else { return now };
-    let less = |now: u64, last: u64| now.checked_sub(last);
-    let news = || {
-        Some(TrafficCounters {
-            connections: less(now.connections, last.connections)?,
-            packets_in: less(now.packets_in, last.packets_in)?,
-            packets_out: less(now.packets_out, last.packets_out)?,
-            bytes_in: less(now.bytes_in, last.bytes_in)?,
-            bytes_out: less(now.bytes_out, last.bytes_out)?,
-        })
-    };
-    news().unwrap_or(now)
+    last.and_then(|last| now.since(*last)).unwrap_or(now)
 }
 
 fn add(account: &mut TrafficCounters, news: TrafficCounters) {

@@ -146,6 +146,7 @@ fn top_does_without_colour_agent_or_terminal_and_gives_the_terminal_back() {
         let agent = started(world, &[])?;
         let plain = world.kube_ipvs(&["top", "-n", "1"])?;
         ensure!(plain.contains("default/web:tcp") && !plain.contains('\x1b'), "{plain}");
+        ensure!(plain.lines().all(|line| line.chars().count() <= 80), "{plain}");
         {
             let terminal = Terminal::start(world.node(), "dumb", &format!("TERM=dumb kube-ipvs top -n 2 -d 200ms{AFTERWARDS}"))?;
             let screen = terminal.wait_for(&["ended with 0", "default/web:tcp"])?;

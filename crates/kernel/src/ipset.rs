@@ -186,8 +186,11 @@ impl Ipset {
         pipeline.finish().lacks_any(|error| error.is_gone() || error.errno() == Some(NO_MEMBER))
     }
 
-    /// Whether there is a set called `name`, whatever its layout.
-    pub(crate) fn exists(&mut self, name: &str) -> Result<bool, Error> {
+    /// Whether there is a set called `name`, whoever made it and whatever its layout.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn exists(&mut self, name: &str) -> Result<bool, Error> {
         let codec = self.codec;
         let found = self.socket.dump(
             "looking for a set",

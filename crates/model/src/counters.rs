@@ -26,6 +26,20 @@ pub struct TrafficCounters {
     pub bytes_out: u64,
 }
 
+impl TrafficCounters {
+    /// What was counted since `earlier`; `None` where the counters began anew in between.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Option<Self> {
+        Some(Self {
+            connections: self.connections.checked_sub(earlier.connections)?,
+            packets_in: self.packets_in.checked_sub(earlier.packets_in)?,
+            packets_out: self.packets_out.checked_sub(earlier.packets_out)?,
+            bytes_in: self.bytes_in.checked_sub(earlier.bytes_in)?,
+            bytes_out: self.bytes_out.checked_sub(earlier.bytes_out)?,
+        })
+    }
+}
+
 /// Traffic per second, as the kernel estimates it: a mean over the last 8 seconds or so, in which later ones count more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TrafficRates {

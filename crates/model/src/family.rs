@@ -1,7 +1,7 @@
 //! Address families and transport protocols.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// An IP address family. State of one family never mixes with state of the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,6 +31,15 @@ impl Family {
         match self {
             Self::V4 => 32,
             Self::V6 => 128,
+        }
+    }
+
+    /// A mask of so many bits in the words of ipvsadm: a netmask for IPv4, the length of a prefix for IPv6.
+    #[must_use]
+    pub fn mask(self, bits: u8) -> String {
+        match self {
+            Self::V4 => Ipv4Addr::from_bits(u32::MAX.checked_shl(32 - u32::from(bits.min(32))).unwrap_or(0)).to_string(),
+            Self::V6 => bits.to_string(),
         }
     }
 }

@@ -72,6 +72,9 @@ pub(crate) const IMAGE_TOOLS: &[Tool] = &[
 /// What runs Helm's engine, which comes as a library.
 pub(crate) const PYTHON_TOOLS: &[Tool] = &[tool("python3", "python3", "runs Helm's engine")];
 
+/// What the status page is looked at with.
+pub(crate) const BROWSER: &[Tool] = &[tool("chromium", "chromium", "shows the status page in the tests")];
+
 /// Installs those of the tools that are missing, saying what and why.
 pub(crate) fn prepare(tools: &[Tool]) -> Result<()> {
     let missing: Vec<&Tool> = tools.iter().filter(|tool| find(tool.program).is_none()).collect();

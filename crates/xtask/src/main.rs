@@ -3,7 +3,7 @@
 //! IPVS lives in the kernel and many kernels lack it, so everything that needs it runs in a *guest*: a distribution kernel, downloaded but not installed,
 //! booted by QEMU with an initramfs made here. Files in reading order: [`host`] (what this machine has, and installing what it lacks), [`kernel`]
 //! (kernel packages), [`cpio`] and [`image`] (the initramfs), [`qemu`] (booting), [`guest`] (the three together), [`build`] (cargo), [`tiers`]
-//! (the test run and its summary), [`tools`] (those that check manifests), [`container`] (the agent's own image), [`conformance`], [`bench`], [`soak`], [`demo`].
+//! (the test run and its summary), [`tools`] (those that check manifests), [`container`] (the agent's own image), [`conformance`], [`bench`], [`soak`], [`demo`], [`picture`].
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a developer's command-line program: its output is its interface")]
 
@@ -17,6 +17,7 @@ mod guest;
 mod host;
 mod image;
 mod kernel;
+mod picture;
 mod qemu;
 mod soak;
 mod tiers;
@@ -78,6 +79,8 @@ enum Command {
     },
     /// Build the agent's container image for this machine's architecture, with its list of contents (SPDX)
     Image(container::Arguments),
+    /// Draw docs/top.svg anew: a node at work in the guest, as `kube-ipvs top` shows it in a terminal
+    Picture,
     /// Write the man pages of kube-ipvs
     Man {
         /// The directory for them [default: target/man]
@@ -134,6 +137,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
         }
         Command::Image(arguments) => container::run(&arguments),
+        Command::Picture => picture::run(),
         Command::Man { directory } => {
             build::binaries()?;
             let directory = directory.unwrap_or_else(|| build::target_dir().join("man"));

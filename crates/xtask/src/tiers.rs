@@ -34,6 +34,9 @@ const ON_ONE_KERNEL: [&str; 9] = [
     "faults::",
 ];
 
+/// The agent's own tests that need a browser.
+const IN_BROWSER: &str = "status_page::browser::";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Tier {
     /// The code is formatted
@@ -42,7 +45,7 @@ pub(crate) enum Tier {
     Clippy,
     /// Unit, property and documentation tests
     Unit,
-    /// Manifests, chart, alerts and metrics, by kubectl, Helm's engine and promtool
+    /// Manifests, chart, alerts, metrics and the status page, by kubectl, Helm's engine, promtool and Chromium
     Tools,
     /// Tests on this machine's kernel, in a private network namespace
     Host,
@@ -138,6 +141,10 @@ impl Counts {
         }
     }
 
+    const fn and(self, other: Self) -> Self {
+        Self { passed: self.passed + other.passed, failed: self.failed + other.failed, ignored: self.ignored + other.ignored }
+    }
+
     /// A run that ended badly has at least one failure, whatever it counted (a crash counts nothing).
     fn with_status(mut self, success: bool) -> Self {
         if !success && self.failed == 0 {
@@ -220,11 +227,19 @@ fn unit() -> Result<Counts> {
 }
 
 fn with_tools(filter: &[String]) -> Result<Counts> {
-    let mut command = build::cargo(&["test", "--package", "kube-ipvs", "--test", "tools", "--"]);
-    counted({
-        command.args(filter).envs(tools::find()?);
-        command
-    })
+    let tools = tools::find()?;
+    let run = |target: &[&str], options: &[&str]| {
+        let mut command = build::cargo(&["test", "--package", "kube-ipvs"]);
+        command.args(target).arg("--").args(options).envs(tools.clone());
+        counted(command)
+    };
+    let filter: Vec<_> = filter.iter().map(String::as_str).collect();
+    let mut counts = run(&["--test", "tools"], &filter)?;
+    // That one is the agent's own, and left out elsewhere.
+    if filter.is_empty() || filter.iter().any(|filter| filter.contains(IN_BROWSER)) {
+        counts = counts.and(run(&["--bin", "kube-ipvs"], &["--ignored", IN_BROWSER])?);
+    }
+    Ok(counts)
 }
 
 fn on_host(filter: &[String]) -> Result<Counts> {
@@ -238,11 +253,7 @@ fn on_host(filter: &[String]) -> Result<Counts> {
         }
         command.arg("--net").arg(&executable).args(filter).current_dir(&package_dir).env("CARGO_MANIFEST_DIR", &package_dir);
         let counts = counted(command)?;
-        total = Counts {
-            passed: total.passed + counts.passed,
-            failed: total.failed + counts.failed,
-            ignored: total.ignored + counts.ignored,
-        };
+        total = total.and(counts);
     }
     Ok(total)
 }
@@ -275,11 +286,12 @@ fn in_guest(wanted: &Wanted, filter: &[String], without: &[&str]) -> Result<Coun
     for package in packages {
         run(&build::test_program(&package, "guest")?, format!("guest-tests-{package}"), &[])?;
     }
-    // Those of the agent's own tests that need a kernel with IPVS, and so are left out elsewhere. One other is the second half of a test, which runs it.
+    // Those of the agent's own tests that need a kernel with IPVS, and so are left out elsewhere. One other is the second half of a test, which runs it, and one
+    // has a browser.
     run(
         &build::unit_tests("kube-ipvs")?,
         "guest-unit-tests-kube-ipvs".to_owned(),
-        &["--ignored", "--skip", "in_a_pods_surroundings"],
+        &["--ignored", "--skip", "in_a_pods_surroundings", "--skip", IN_BROWSER],
     )?;
     // Cases have no names that a filter of tests would know.
     if filter.is_empty() && *wanted == Wanted::Base {

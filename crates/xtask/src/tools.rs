@@ -1,4 +1,4 @@
-//! Other people's tools for manifests, alerts and metrics, each from where it can be had: below the target directory where this machine lacks it.
+//! Other people's tools for manifests, alerts, metrics and the status page, each from where it can be had: below the target directory where this machine lacks it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,17 @@ const HELM: &str = "helm-python-sdk==0.2.2";
 const OLDEST_KUBECTL: u32 = 21;
 
 /// The programs, by the variables under which the tests look for them.
-pub(crate) fn find() -> Result<[(&'static str, PathBuf); 3]> {
+pub(crate) fn find() -> Result<[(&'static str, PathBuf); 4]> {
     let directory = target_dir().join("tools");
     create_directory(&directory)?;
-    Ok([("KUBECTL", kubectl(&directory)?), ("PROMTOOL", promtool(&directory)?), ("HELM_PYTHON", helm(&directory)?)])
+    // A browser has more libraries than could be unpacked beside it.
+    host::prepare(host::BROWSER)?;
+    Ok([
+        ("KUBECTL", kubectl(&directory)?),
+        ("PROMTOOL", promtool(&directory)?),
+        ("HELM_PYTHON", helm(&directory)?),
+        ("CHROMIUM", host::require("chromium")?),
+    ])
 }
 
 fn kubectl(directory: &Path) -> Result<PathBuf> {

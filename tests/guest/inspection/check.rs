@@ -71,6 +71,7 @@ fn a_node_is_checked_before_and_beside_an_agent() {
             .has("warn  drift: the kernel is ")?
             .has("ok    MTU: 1500 on eth0")?
             .has("ok    leftovers of kube-proxy: there are none")?
+            .has("ok    leftovers of kube-router: there are none")?
             .has("ok    conntrack table: ")?
             .has("ok    IPVS table: 0 connections in 4096 buckets")?
             .has("ok    API server: not asked")?;
@@ -94,6 +95,8 @@ fn a_node_is_checked_before_and_beside_an_agent() {
         host.exec(&["iptables-legacy", "-A", "FORWARD", "-j", "DOCKER-USER"])?;
         host.exec(&["ip", "link", "set", "eth0", "mtu", "1400"])?;
         host.exec(&["sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore"])?;
+        host.exec(&["ip", "link", "add", "kube-dummy-if", "type", "dummy"])?;
+        host.exec(&["ipset", "create", "inet6:kube-router-svip", "hash:ip", "family", "inet6"])?;
         let after = check(world, &[])?;
         after
             .has("warn  drift: the kernel is 1 steps from what is desired, the first of which is to add virtual server TCP 10.96.0.10:80")?
@@ -101,6 +104,7 @@ fn a_node_is_checked_before_and_beside_an_agent() {
             .has("ok    INPUT policy (IPv6): ACCEPT")?
             .has("warn  iptables flavour: an agent uses iptables-nft")?
             .has("warn  MTU: cni0 and 1 more takes larger packets than eth0 with its 1400 bytes")?
+            .has("warn  leftovers of kube-router: its service proxy has left device kube-dummy-if, set inet6:kube-router-svip;")?
             .has("ok    strict ARP: ")?;
         ensure!(after.text.contains("iptables-legacy has 1 rules (Docker)"), "{}", after.text);
         check(world, &["--open-input"])?.has("ok    INPUT policy (IPv4): DROP, and --open-input accepts")?;

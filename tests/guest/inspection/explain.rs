@@ -2,10 +2,11 @@
 
 use anyhow::ensure;
 use testkit::manifest::Service;
-use testkit::{EXT_V4, Family, On, Protocol, Result, World, answers, shares};
+use testkit::{EXT_V4, Family, On, Protocol, Result, World, answers, eventually, shares};
 
 use super::inspect;
-use crate::support::{KernelState, POD_PORT, ensure_same, node, serving, slices, synchronise, target};
+use crate::drain;
+use crate::support::{KernelState, PATIENCE, POD_PORT, ensure_same, node, serving, slices, synchronise, target};
 
 /// Explains, which changes nothing.
 fn explain(world: &World, called: &str, more: &[&str]) -> Result<String> {
@@ -79,5 +80,26 @@ fn what_is_said_of_callers_is_what_becomes_of_them() {
         says(&told, "bind 10.96.0.10/32 as a route on kube-ipvs0")?;
         says(&explain(world, "10.96.0.10:81", &[])?, "the address has TCP 10.96.0.10:80 (default/web)")?;
         says(&explain(world, "198.18.0.1:80", &[])?, "IPVS leaves it alone")
+    });
+}
+
+#[test]
+fn a_drain_is_told_with_the_time_that_is_left_and_the_connections_that_it_is_for() {
+    World::test(|world| {
+        let ([busy, other], _processes, connection) = drain::connect(world, &["--vanished-drain-timeout", "5m"])?;
+        world.write("endpoints.yaml", &drain::slice(&[&other]))?;
+        let real = target(busy.address(Family::V4), 8080);
+        let told = eventually(PATIENCE, || {
+            let told = explain(world, "10.96.0.10:80", &[])?;
+            says(&told, &format!("{real}: no EndpointSlice has it any more; draining, for "))?;
+            Ok(told)
+        })?;
+        let line = told.lines().find(|line| line.contains("draining, for ")).unwrap_or_default();
+        ensure!(line.contains("s more at most; 1 connection is active"), "{line}");
+        ensure!(!told.contains("only a running agent knows"), "{told}");
+        says(&told, "IPVS has 1 connection to it\n")?;
+        says(&told, &format!(" has {real}: ESTABLISHED, for "))?;
+        drain::held(&connection)?;
+        Ok(())
     });
 }
