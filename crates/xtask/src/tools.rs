@@ -20,13 +20,11 @@ const OLDEST_KUBECTL: u32 = 21;
 pub(crate) fn find() -> Result<[(&'static str, PathBuf); 4]> {
     let directory = target_dir().join("tools");
     create_directory(&directory)?;
-    // A browser has more libraries than could be unpacked beside it.
-    host::prepare(host::BROWSER)?;
     Ok([
         ("KUBECTL", kubectl(&directory)?),
         ("PROMTOOL", promtool(&directory)?),
         ("HELM_PYTHON", helm(&directory)?),
-        ("CHROMIUM", host::require("chromium")?),
+        ("CHROMIUM", chromium()?),
     ])
 }
 
@@ -49,6 +47,16 @@ fn minor_version(version: &serde_json::Value) -> Option<u32> {
 
 fn promtool(directory: &Path) -> Result<PathBuf> {
     program(directory, "promtool", "prometheus")
+}
+
+/// Chromium under either of its names. It has more libraries than could be unpacked beside it, so it is installed.
+fn chromium() -> Result<PathBuf> {
+    if let Some(path) = ["chromium", "google-chrome"].into_iter().find_map(host::find) {
+        return Ok(path);
+    }
+    host::prepare(host::BROWSER)
+        .context("Ubuntu has Chromium as a snap alone, which sees no files of tests: install Google Chrome there")?;
+    host::require("chromium")
 }
 
 /// A program of this machine, or of a package that is unpacked and not installed: Debian's prometheus would start a server.
