@@ -156,17 +156,17 @@ impl Browser {
             }
         });
         let mut browser = Self { process, questions, messages, events: VecDeque::new(), session: None, asked: 0 };
-        let target = browser.ask("Target.createTarget", json!({"url": "about:blank"}))["targetId"].clone();
-        let attached = browser.ask("Target.attachToTarget", json!({"targetId": target, "flatten": true}));
+        let target = browser.ask("Target.createTarget", &json!({"url": "about:blank"}))["targetId"].clone();
+        let attached = browser.ask("Target.attachToTarget", &json!({"targetId": target, "flatten": true}));
         browser.session = Some(attached["sessionId"].as_str().unwrap().to_owned());
         for domain in ["Page", "Network", "Runtime", "Log"] {
-            browser.ask(&format!("{domain}.enable"), json!({}));
+            browser.ask(&format!("{domain}.enable"), &json!({}));
         }
         browser
     }
 
     /// Asks by the protocol of its developer tools; `Err` with what it has against that.
-    fn try_ask(&mut self, method: &str, parameters: Value) -> Result<Value, Value> {
+    fn try_ask(&mut self, method: &str, parameters: &Value) -> Result<Value, Value> {
         self.asked += 1;
         let mut question = json!({"id": self.asked, "method": method, "params": parameters});
         if let Some(session) = &self.session {
@@ -185,21 +185,21 @@ impl Browser {
         }
     }
 
-    fn ask(&mut self, method: &str, parameters: Value) -> Value {
+    fn ask(&mut self, method: &str, parameters: &Value) -> Value {
         self.try_ask(method, parameters).unwrap_or_else(|error| panic!("{method}: {error}"))
     }
 
     /// Has the screen this wide, in pixels.
     fn set_width(&mut self, width: u32) {
         let metrics = json!({"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": false});
-        self.ask("Emulation.setDeviceMetricsOverride", metrics);
+        self.ask("Emulation.setDeviceMetricsOverride", &metrics);
     }
 
     /// Evaluates a script in the page until it says something that is not null; `Err` with what came of it. The page is loaded anew at any time.
     fn evaluate(&mut self, script: &str, patience: Duration) -> Result<Value, String> {
         let start = Instant::now();
         loop {
-            let answer = self.try_ask("Runtime.evaluate", json!({"expression": script, "returnByValue": true}));
+            let answer = self.try_ask("Runtime.evaluate", &json!({"expression": script, "returnByValue": true}));
             if let Ok(answer) = &answer
                 && answer["exceptionDetails"].is_null()
                 && !answer["result"]["value"].is_null()
@@ -324,7 +324,7 @@ fn the_page_shows_a_node_and_does_nothing_else() {
     let origin = format!("http://{}", serve());
     let mut browser = Browser::start(&program, directory.path());
     browser.set_width(1_000);
-    browser.ask("Page.navigate", json!({"url": format!("{origin}/")}));
+    browser.ask("Page.navigate", &json!({"url": format!("{origin}/")}));
 
     // All Services, the busiest first.
     let services = browser.seen("document.querySelector('table')");
