@@ -20,7 +20,7 @@ Examples:
   kube-ipvs top -n 1 | head -20                    # once, as text"
 )]
 pub(crate) struct Top {
-    /// How long to wait before looking again
+    /// How long to wait before looking again. The kernel sums up what it has counted every 2s: with less, looks in between see no traffic
     #[arg(short, long, default_value = "2s", value_name = "DURATION", value_parser = delay)]
     pub(crate) delay: Duration,
 

@@ -64,8 +64,9 @@ struct Run {
 impl Look {
     /// Takes in what an escape sequence says (ECMA-48, select graphic rendition).
     fn select(&mut self, parameters: &str) {
-        for parameter in parameters.split(';') {
-            match parameter.parse().unwrap_or(0_u8) {
+        let mut parameters = parameters.split(';').map(|parameter| parameter.parse().unwrap_or(0_u8));
+        while let Some(parameter) = parameters.next() {
+            match parameter {
                 0 => *self = Self::default(),
                 1 => self.bold = true,
                 4 => self.underlined = true,
@@ -74,6 +75,8 @@ impl Look {
                 24 => self.underlined = false,
                 27 => self.reversed = false,
                 colour @ 30..=37 => self.colour = Some(colour - 30),
+                // `38;5;N`: one of 256, of which the first 16 are these.
+                38 => self.colour = parameters.by_ref().nth(1).filter(|colour| *colour < 16),
                 39 => self.colour = None,
                 colour @ 90..=97 => self.colour = Some(colour - 82),
                 _ => {}
@@ -146,9 +149,9 @@ fn write_run(svg: &mut String, Run { column, text, look }: &Run, top: f64) -> fm
     if look.reversed {
         writeln!(svg, "<rect x=\"{left}\" y=\"{top}\" width=\"{length}\" height=\"{}\" fill=\"{}\"/>", CELL.1, look.colour())?;
     }
-    // Fonts draw blocks each at another height.
+    // Fonts draw blocks each at another height. Between lines there is a little room, to tell them apart.
     for (index, eighths) in text.chars().enumerate().filter_map(|(index, letter)| Some((index, eighths(letter)?))) {
-        let (x, height) = (left + along(index), CELL.1 * eighths / 8.0);
+        let (x, height) = (left + along(index), (CELL.1 - 1.0) * eighths / 8.0);
         let y = top + CELL.1 - height;
         writeln!(svg, "<rect x=\"{x}\" y=\"{y}\" width=\"{}\" height=\"{height}\" fill=\"{colour}\"/>", CELL.0)?;
     }
@@ -205,6 +208,8 @@ mod tests {
         assert!(look.reversed, "the next line goes on so");
         look.select("");
         assert_eq!(look, plain);
+        look.select("38;5;3;1");
+        assert_eq!(look, Look { colour: Some(3), bold: true, ..plain });
     }
 
     #[test]
@@ -213,8 +218,8 @@ mod tests {
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"), "{svg}");
         assert!(svg.contains("<text x=\"26\" y=\"23\" textLength=\"24\"") && svg.contains(">a&lt;b</text>"), "{svg}");
         // The lowest block is an eighth of a cell, and grey as what it stands in.
-        assert!(svg.contains("<rect x=\"58\" y=\"24.875\" width=\"8\" height=\"2.125\" fill=\"#8b949e\"/>"), "{svg}");
-        assert!(svg.contains("<rect x=\"66\" y=\"10\" width=\"8\" height=\"17\" fill=\"#8b949e\"/>"), "{svg}");
+        assert!(svg.contains("<rect x=\"58\" y=\"25\" width=\"8\" height=\"2\" fill=\"#8b949e\"/>"), "{svg}");
+        assert!(svg.contains("<rect x=\"66\" y=\"11\" width=\"8\" height=\"16\" fill=\"#8b949e\"/>"), "{svg}");
         assert!(svg.contains("<text x=\"10\" y=\"57\""), "{svg}");
     }
 }

@@ -17,8 +17,9 @@ const PORT: u16 = 8080;
 const CHAT: u16 = 8081;
 /// An emulated guest needs some.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long there is traffic before the picture is taken: a trend has as many looks as there is room for.
-const TRAFFIC: Duration = Duration::from_secs(35);
+/// How long bursts of traffic last, one after the other, before the picture is taken: a trend has as many looks as there is room for.
+const BURSTS: [u64; 6] = [4, 9, 3, 11, 5, 8];
+const PAUSE: Duration = Duration::from_secs(5);
 const WIDTH: &str = "108";
 const HEIGHT: &str = "15";
 
@@ -79,14 +80,20 @@ fn screen(world: &World) -> Result<String> {
     let _traffic = traffic(&client)?;
     let socket = format!("/tmp/tmux-{}", world.node().holder());
     let tmux = |arguments: &[&str]| world.node().exec(&[&["tmux", "-u", "-S", &socket, "-f", "/dev/null"], arguments].concat());
-    let top = "LC_ALL=C.UTF-8 kube-ipvs top -d 1s";
+    let top = "LC_ALL=C.UTF-8 kube-ipvs top";
     tmux(&["new-session", "-d", "-x", WIDTH, "-y", HEIGHT, top])?;
-    std::thread::sleep(TRAFFIC);
+    for (burst, seconds) in BURSTS.into_iter().enumerate() {
+        let (protocol, target) = if burst % 2 == 0 { (Protocol::Tcp, "10.96.0.10:80") } else { (Protocol::Udp, "10.96.0.2:53") };
+        let calls = client.keep_calling(protocol, target, Duration::from_millis(25))?;
+        std::thread::sleep(Duration::from_secs(seconds));
+        calls.stop()?;
+        std::thread::sleep(PAUSE);
+    }
     world.write("chat.yaml", &slice("chat", "ws", Protocol::Tcp, CHAT, &[web_a]))?;
     let real = format!("{}:{PORT}", cart.address(Family::V4));
     world.node().exec(&["ipvsadm", "-e", "-t", "10.96.0.21:80", "-r", &real, "-m", "-w", "3"])?;
     let screen = eventually(PATIENCE, || {
-        let screen = tmux(&["capture-pane", "-p", "-e"])?;
+        let screen = tmux(&["capture-pane", "-p", "-e", "-N"])?;
         // Both names stand with their flags.
         let has = |name: &str, flag: char| {
             screen.lines().any(|line| line.contains(name) && line.get(60..).is_some_and(|rest| rest.contains(flag)))
