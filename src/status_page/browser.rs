@@ -109,10 +109,16 @@ fn serve() -> SocketAddr {
             let listener = http::listen(([127, 0, 0, 1], 0).into()).unwrap();
             let address = listener.local_addr().unwrap();
             sender.send(address).unwrap();
-            http::serve(address, "the page", Some(listener), move |path, _| {
-                let page = page.clone();
-                async move { page.answer(&path).await.unwrap_or_else(|| Answer::text(StatusCode::NOT_FOUND, "not here")) }
-            })
+            http::serve(
+                address,
+                "the page",
+                Some(listener),
+                |problem| panic!("{problem}"),
+                move |path, _| {
+                    let page = page.clone();
+                    async move { page.answer(&path).await.unwrap_or_else(|| Answer::text(StatusCode::NOT_FOUND, "not here")) }
+                },
+            )
             .await;
         };
         LocalSet::new().block_on(&runtime, serving);
