@@ -219,6 +219,10 @@ impl Follower<'_> {
 
     async fn error(&mut self, kind: Kind, error: &watcher::Error, backoff: &mut Backoff) -> Result<Next, Closed> {
         let gone = trouble::is_gone(error);
+        if gone {
+            // Whoever says so is there again, and nodes do not come to it in step: each has waited for it for a time of its own.
+            backoff.hasten();
+        }
         if gone && backoff.attempts() == 0 {
             tracing::debug!(%kind, "the resource version has expired; listing again");
             // Counted, so that a server to which everything has expired is not asked without a pause.

@@ -144,6 +144,25 @@ fn k2_an_address_that_is_taken_away_is_bound_again_at_once() {
     });
 }
 
+/// The address stays, and nothing comes to it.
+#[test]
+fn k2_a_route_that_an_address_needs_is_made_again_with_the_audit() {
+    World::test(|world| {
+        let served = Served::new(world, &["--vip-binding", "address", "--audit-period", "1s"])?;
+        let local = |family| served.node.exec(&["ip", family, "route", "show", "table", "local"]);
+        for (family, vip) in [("-4", "10.96.0.10"), ("-6", "fd00:96::10")] {
+            let route = format!("local {vip} dev kube-ipvs0 ");
+            ensure!(local(family)?.contains(&route), "there is no {route}");
+            served.node.exec(&["ip", family, "route", "flush", "table", "local", "dev", "kube-ipvs0"])?;
+            eventually(SOON, || {
+                ensure!(local(family)?.contains(&route), "{route} is missing");
+                Ok(())
+            })?;
+        }
+        served.ensure_served_and_told(&["VIPs"])
+    });
+}
+
 #[test]
 fn k2_what_is_emptied_is_missed_within_seconds() {
     World::test(|world| {

@@ -68,13 +68,28 @@ impl Vips {
         }
         let of_ours =
             |address: &Address| address.link == device.index && is_vip(address) && families.contains(&Family::of(address.address));
-        vips.extend(
-            self.addresses(Some(device.index))?
-                .iter()
-                .filter(|address| of_ours(address))
-                .map(|address| (Vip::new(address.address, Via::Address), None)),
-        );
+        let addresses: Vec<_> = self.addresses(Some(device.index))?.into_iter().filter(of_ours).collect();
+        for family in addresses.iter().map(|address| Family::of(address.address)).collect::<BTreeSet<_>>() {
+            let local = self.local_addresses(family)?;
+            let reached = addresses.iter().filter(|address| local.contains(&address.address));
+            vips.extend(reached.map(|address| (Vip::new(address.address, Via::Address), None)));
+        }
         Ok(vips)
+    }
+
+    /// The addresses that packets reach this node by, for which the kernel has made routes when they were bound. Others can take these away, and leave the
+    /// address where nothing comes to it.
+    fn local_addresses(&mut self, family: Family) -> Result<BTreeSet<IpAddr>, Error> {
+        let filter = RouteFilter { family, protocol: Some(rtnl::BY_KERNEL), link: None };
+        let addresses = self.socket.dump(
+            "listing the routes of addresses",
+            |batch, seq| rtnl::get_routes(batch, seq, filter),
+            |addresses: &mut Vec<IpAddr>, _, payload| {
+                addresses.extend(rtnl::parse_route(payload)?.known().as_ref().and_then(Route::of_own_address));
+                Ok(())
+            },
+        )?;
+        Ok(addresses.into_iter().collect())
     }
 
     /// The addresses of all interfaces, each with its interface's name. IPv6 addresses that the node cannot speak from yet are left out.
@@ -164,36 +179,28 @@ impl Vips {
             Ok(None) => return,
             Err(error) => return fail_all(steps, error, report),
         };
-        let (at_stake, stand_ins) = match self.routes_at_stake(device.index, steps) {
-            Ok(routes) => routes,
+        let unbound =
+            steps.iter().filter_map(|(_, step)| if let Step::UnbindVip(vip) = step { Some(*vip) } else { None }).collect();
+        let outcome = self.carry_out(device.index, &unbound, |pipeline| {
+            for (index, step) in steps {
+                match step {
+                    Step::BindVip { vip, source } => {
+                        pipeline.push(Some(*index), |batch, seq| bind(batch, seq, device.index, *vip, *source));
+                    }
+                    Step::RebindVip { vip, source } => {
+                        let route = LocalRoute { address: vip.address, link: device.index, source: *source };
+                        pipeline.push(Some(*index), |batch, seq| rtnl::replace_local_route(batch, seq, &route));
+                    }
+                    Step::UnbindVip(vip) => pipeline.push(Some(*index), |batch, seq| unbind(batch, seq, device.index, *vip)),
+                    _ => {}
+                }
+            }
+        });
+        let Outcome { failures, broken } = match outcome {
+            Ok(outcome) => outcome,
             Err(error) => return fail_all(steps, error, report),
         };
-        let strays = std::mem::take(&mut self.strays);
-        let mut pipeline = Pipeline::new(&mut self.socket, refused);
-        for route in &stand_ins {
-            pipeline.push(None, |batch, seq| rtnl::prepend_local_route(batch, seq, route));
-        }
-        for (index, step) in steps {
-            match step {
-                Step::BindVip { vip, source } => {
-                    pipeline.push(Some(*index), |batch, seq| bind(batch, seq, device.index, *vip, *source));
-                }
-                Step::RebindVip { vip, source } => {
-                    let route = LocalRoute { address: vip.address, link: device.index, source: *source };
-                    pipeline.push(Some(*index), |batch, seq| rtnl::replace_local_route(batch, seq, &route));
-                }
-                Step::UnbindVip(vip) => pipeline.push(Some(*index), |batch, seq| unbind(batch, seq, device.index, *vip)),
-                _ => {}
-            }
-        }
-        for route in &at_stake {
-            pipeline.push(None, |batch, seq| rtnl::prepend_local_route(batch, seq, route));
-        }
-        for route in stand_ins.iter().chain(&strays) {
-            pipeline.push(None, |batch, seq| rtnl::del_local_route(batch, seq, route));
-        }
-        let Outcome { failures, broken } = pipeline.finish();
-        let mut taken = Vec::new();
+        let (mut taken, mut unreached) = (Vec::new(), Vec::new());
         for (index, error) in failures {
             // A route that was at stake is still there, or an audit will find it missing.
             let Some(index) = index else { continue };
@@ -203,27 +210,45 @@ impl Vips {
                 Some(Step::BindVip { vip: Vip { via: Via::Route, .. }, .. }) if error.already_exists() => {
                     taken.push((index, error));
                 }
+                Some(Step::BindVip { vip, .. }) if error.already_exists() => unreached.push((index, *vip)),
                 Some(step) => report.fail(index, step.clone(), error),
                 None => {}
             }
         }
         let broken = broken.or(if taken.is_empty() { None } else { self.bind_beside(device.index, taken, steps, report) });
+        let broken = broken.or(if unreached.is_empty() { None } else { self.bind_again(device.index, &unreached, steps, report) });
         if let (Some(error), Some((index, step))) = (broken, steps.first()) {
             report.fail(*index, (*step).clone(), error);
         }
     }
 
-    /// The routes to make again when `steps` have been carried out, and those that stand in for them until then: with the last IPv4 address of a device
+    /// Has the kernel do what `write` says, which includes that `unbound` are unbound, and keeps meanwhile what goes with that and is to stay.
+    fn carry_out(
+        &mut self,
+        device: u32,
+        unbound: &BTreeSet<Vip>,
+        write: impl FnOnce(&mut Pipeline<'_, Option<usize>>),
+    ) -> Result<Outcome<Option<usize>>, Error> {
+        let (at_stake, stand_ins) = self.routes_at_stake(device, unbound)?;
+        let strays = std::mem::take(&mut self.strays);
+        let mut pipeline = Pipeline::new(&mut self.socket, refused);
+        for route in &stand_ins {
+            pipeline.push(None, |batch, seq| rtnl::prepend_local_route(batch, seq, route));
+        }
+        write(&mut pipeline);
+        for route in &at_stake {
+            pipeline.push(None, |batch, seq| rtnl::prepend_local_route(batch, seq, route));
+        }
+        for route in stand_ins.iter().chain(&strays) {
+            pipeline.push(None, |batch, seq| rtnl::del_local_route(batch, seq, route));
+        }
+        Ok(pipeline.finish())
+    }
+
+    /// The routes to make again when `unbound` are unbound, and those that stand in for them until then: with the last IPv4 address of a device
     /// Linux takes all IPv4 routes of the device along (`fib_disable_ip`). A packet that came before they are back would be forwarded, as to a
     /// stranger.
-    fn routes_at_stake(&mut self, device: u32, steps: &[(usize, &Step)]) -> Result<(Vec<LocalRoute>, Vec<LocalRoute>), Error> {
-        let unbound: BTreeSet<Vip> = steps
-            .iter()
-            .filter_map(|(_, step)| match step {
-                Step::UnbindVip(vip) => Some(*vip),
-                _ => None,
-            })
-            .collect();
+    fn routes_at_stake(&mut self, device: u32, unbound: &BTreeSet<Vip>) -> Result<(Vec<LocalRoute>, Vec<LocalRoute>), Error> {
         if !unbound.iter().any(|vip| vip.via == Via::Address && vip.family() == Family::V4) {
             return Ok(Default::default());
         }
@@ -260,6 +285,34 @@ impl Vips {
         }
         let Outcome { failures, broken } = pipeline.finish();
         for (index, error) in failures {
+            if let Some(step) = step_at(steps, index) {
+                report.fail(index, step.clone(), error);
+            }
+        }
+        broken
+    }
+
+    /// Binds addresses that are bound once more: others have taken the routes to them, which the kernel makes for a new address only. Returns what made
+    /// the socket fail.
+    fn bind_again(
+        &mut self,
+        device: u32,
+        unreached: &[(usize, Vip)],
+        steps: &[(usize, &Step)],
+        report: &mut Report,
+    ) -> Option<Error> {
+        let unbound = unreached.iter().map(|(_, vip)| *vip).collect();
+        let outcome = self.carry_out(device, &unbound, |pipeline| {
+            for (index, vip) in unreached {
+                pipeline.push(None, |batch, seq| rtnl::del_address(batch, seq, device, vip.address));
+                pipeline.push(Some(*index), |batch, seq| rtnl::new_address(batch, seq, device, vip.address));
+            }
+        });
+        let Outcome { failures, broken } = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => return Some(error),
+        };
+        for (index, error) in failures.into_iter().filter_map(|(index, error)| Some((index?, error))) {
             if let Some(step) = step_at(steps, index) {
                 report.fail(index, step.clone(), error);
             }

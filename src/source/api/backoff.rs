@@ -10,6 +10,7 @@ pub(super) struct Backoff {
     longest: Duration,
     attempts: u32,
     last: Option<Instant>,
+    hastened: bool,
 }
 
 /// After this long without an error the next one is the first again, even if nothing was heard in between: a quiet watch is a good watch.
@@ -17,7 +18,7 @@ const QUIET: Duration = Duration::from_secs(120);
 
 impl Backoff {
     pub(super) fn new((first, longest): (Duration, Duration)) -> Self {
-        Self { first, longest, attempts: 0, last: None }
+        Self { first, longest, attempts: 0, last: None, hastened: false }
     }
 
     /// How long to wait now: between half and all of the present step.
@@ -40,6 +41,15 @@ impl Backoff {
     pub(super) fn reset(&mut self) {
         self.attempts = 0;
         self.last = None;
+        self.hastened = false;
+    }
+
+    /// Starts over with the first wait, because the last error is of another kind than those before it. Once until the next success: errors of that kind
+    /// are waited after as others are.
+    pub(super) fn hasten(&mut self) {
+        if !std::mem::replace(&mut self.hastened, true) {
+            self.attempts = 0;
+        }
     }
 }
 
@@ -72,6 +82,25 @@ mod tests {
         assert!(backoff.next() <= longest);
         backoff.reset();
         assert!(backoff.next() <= first);
+    }
+
+    #[test]
+    fn waits_start_over_once_for_another_kind_of_error() {
+        let mut backoff = Backoff::new((Duration::from_secs(1), Duration::from_secs(30)));
+        for _ in 0..10 {
+            backoff.next();
+        }
+        backoff.hasten();
+        assert_eq!(backoff.attempts(), 0);
+        for attempts in 1..5 {
+            assert!(backoff.next() <= Duration::from_secs(1) * (1 << (attempts - 1)));
+            backoff.hasten();
+            assert_eq!(backoff.attempts(), attempts);
+        }
+        backoff.reset();
+        backoff.next();
+        backoff.hasten();
+        assert_eq!(backoff.attempts(), 0, "after a success it counts again");
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub use address::{Address, parse_address};
 pub use address::{del_address, get_addresses, new_address};
 pub use link::{Link, parse_link};
 pub use link::{del_link, get_link, get_links, new_dummy, set_up};
-pub use route::{LocalRoute, Route, RouteFilter, parse_default_gateways, parse_route};
+pub use route::{BY_KERNEL, LocalRoute, Route, RouteFilter, parse_default_gateways, parse_route};
 pub use route::{
     add_local_route, del_local_route, get_main_routes, get_route_to, get_routes, get_routes_of_link, prepend_local_route,
     replace_local_route,

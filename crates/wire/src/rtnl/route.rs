@@ -199,7 +199,9 @@ pub struct Route {
 }
 
 /// `RTPROT_KERNEL`: routes that the kernel makes by itself, as for the addresses of a link.
-const BY_KERNEL: u8 = 2;
+pub const BY_KERNEL: u8 = 2;
+/// `RTPROT_UNSPEC`.
+const BY_NOBODY: u8 = 0;
 
 impl Route {
     /// Whether the kernel made it by itself, and takes it away by itself.
@@ -208,11 +210,23 @@ impl Route {
         self.protocol == BY_KERNEL
     }
 
+    /// The address that this route makes local, if it is one that the kernel has made because the address is bound to a link.
+    #[must_use]
+    pub fn of_own_address(&self) -> Option<IpAddr> {
+        // Of IPv6 routes old kernels do not say that they have made them themselves.
+        let is_kernels = self.is_kernels() || self.protocol == BY_NOBODY;
+        self.is_local().then_some(self.destination).filter(|_| is_kernels)
+    }
+
+    /// Whether it is one to a single address, in table `local`.
+    fn is_local(&self) -> bool {
+        self.prefix == Family::of(self.destination).bits() && self.table == TABLE_LOCAL && self.kind == ROUTE_LOCAL
+    }
+
     /// This route as a local route of ours, if it is one: of our protocol, to one address, on a link, in table `local`.
     #[must_use]
     pub fn ours(&self) -> Option<LocalRoute> {
-        let whole = self.prefix == Family::of(self.destination).bits();
-        let ours = whole && self.table == TABLE_LOCAL && self.kind == ROUTE_LOCAL && self.protocol == PROTOCOL;
+        let ours = self.is_local() && self.protocol == PROTOCOL;
         self.link.filter(|_| ours).map(|link| LocalRoute { address: self.destination, link, source: self.source })
     }
 }
