@@ -105,6 +105,7 @@ pub(crate) fn clean_up(excluded: &[IpNetwork], kube_proxy: KubeProxy) -> anyhow:
         until_let_go(|| kernel.remove_kube_proxy(&mut leftovers)).map_err(ending)?;
         removed.rules = true;
     }
+    kernel.remove_remains().map_err(ending)?;
     removed.sets = remove_sets(&mut kernel, kube_proxy)?;
     if kube_proxy != KubeProxy::HandOver {
         removed.device = kernel.remove_device().map_err(ending)?;

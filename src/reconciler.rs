@@ -427,6 +427,9 @@ impl Reconciler {
         let begun = Instant::now();
         match self.observe() {
             Ok(mut observed) => {
+                if let Err(error) = self.kernel.remove_remains() {
+                    debug!(%error, "cannot remove the set that an earlier run was filling; the next that does so removes it");
+                }
                 if self.settings.take_over {
                     self.take_over(&mut observed);
                 }

@@ -39,7 +39,7 @@ const MIN_BUCKETS: usize = 1024;
 
 /// A larger set is filled under this name, one at a time. It does not follow from the set's own name, which may be as long as the kernel
 /// takes.
-const TEMPORARY: &str = "KUBE-IPVS-GROWING";
+pub(crate) const TEMPORARY: &str = "KUBE-IPVS-GROWING";
 
 const EINVAL: i32 = 22;
 /// `IPSET_ERR_EXIST`, for the question whether a set has a member: it has not.

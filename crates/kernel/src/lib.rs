@@ -209,6 +209,14 @@ impl Kernel {
         self.conntrack.flush_udp(family, stale)
     }
 
+    /// Removes what a process has left that was killed while it made a set larger.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove_remains(&mut self) -> Result<(), Error> {
+        self.ipset.destroy(ipset::TEMPORARY)
+    }
+
     /// Removes the device of the VIPs, unless something is on it that is not ours. Returns whether it was there and is gone.
     ///
     /// # Errors
