@@ -75,3 +75,26 @@ fn kube_proxys_file_is_honoured_and_its_changes_are_in_force_without_a_restart()
         Ok(())
     });
 }
+
+#[test]
+fn health_and_metrics_are_served_on_ipv6_and_can_be_switched_off() {
+    World::test(|world| {
+        world.write("node.yaml", &node().to_string())?;
+        let get = |url: &str| world.node().exec(&["wget", "-q", "-O", "-", url]);
+        // All addresses of IPv6 take IPv4 as well, which is where this waits for it.
+        let agent = started(world, &["--healthz-bind-address", "[::]:10256", "--metrics-bind-address", "[::1]:10249"])?;
+        get("http://[::1]:10256/livez")?;
+        ensure!(get("http://[::1]:10249/metrics")?.contains("kube_ipvs_build_info"), "no metrics");
+        ensure!(get("http://[::1]:10249/proxyMode")? == "ipvs", "another mode");
+        ensure!(get("http://127.0.0.1:10249/metrics").is_err(), "metrics are served elsewhere");
+        ensure!(agent.terminate()?.success());
+
+        let off = ["--log-level", "debug", "--healthz-bind-address", "", "--metrics-bind-address", ""];
+        let mut agent = world.agent(&off)?;
+        agent.process().wait_for("nothing to do", PATIENCE)?;
+        for url in ["http://127.0.0.1:10256/healthz", "http://127.0.0.1:10249/metrics"] {
+            ensure!(get(url).is_err(), "{url} is served");
+        }
+        Ok(())
+    });
+}
