@@ -12,13 +12,14 @@ const API: &str = "127.0.0.1:8001";
 /// An address outside of the cluster that two Services claim.
 const SHARED: &str = "198.51.100.7";
 
-/// The Events there are: on what, why, and the sentence.
-fn events(world: &World) -> Result<Vec<[String; 3]>> {
+/// The Events there are on objects of a kind: on what, why, and the sentence.
+fn events(world: &World, kind: &str) -> Result<Vec<[String; 3]>> {
     let list = world.node().exec(&["wget", "-q", "-O", "-", &format!("http://{API}/apis/events.k8s.io/v1/events")])?;
     let list: Value = serde_json::from_str(&list)?;
     let text = |event: &Value, path: &str| event.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
     let events = list.get("items").and_then(Value::as_array).context("no list")?.iter();
-    Ok(events.map(|event| ["/regarding/name", "/reason", "/note"].map(|path| text(event, path))).collect())
+    let of_kind = events.filter(|event| text(event, "/regarding/kind") == kind);
+    Ok(of_kind.map(|event| ["/regarding/name", "/reason", "/note"].map(|path| text(event, path))).collect())
 }
 
 #[test]
@@ -59,7 +60,7 @@ fn conflicts_leave_an_address_with_the_older_service_until_it_goes_and_tell_the_
              that has it; give one of the two another address or port",
         ];
         eventually(PATIENCE, || {
-            let events = events(world)?;
+            let events = events(world, "Service")?;
             ensure!(events == [told.map(str::to_owned)], "{events:#?}");
             Ok(())
         })?;
@@ -82,7 +83,10 @@ fn conflicts_leave_an_address_with_the_older_service_until_it_goes_and_tell_the_
         world.remove("zold.yaml")?;
         served_by("young-pod")?;
         eventually(PATIENCE, || metric("kube_ipvs_object_problems{reason=\"Conflict\"} 0"))?;
-        assert_eq!(events(world)?.len(), 1);
+        assert_eq!(events(world, "Service")?.len(), 1);
+        let of_node = events(world, "Node")?;
+        ensure!(of_node.iter().all(|[name, reason, _]| name == "node" && reason == "Starting"), "{of_node:?}");
+        ensure!(of_node.len() == 2, "two agents have started, and that is {of_node:?}");
         let lines = agent.log()?.lines().filter(|line| line.contains("reason=Conflict")).count();
         ensure!(lines == 1, "the conflict is logged {lines} times");
         Ok(())
