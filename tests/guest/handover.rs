@@ -10,8 +10,8 @@ use testkit::{Calls, Family, Netns, On, Pod, Process, Protocol, Result, World, e
 use crate::drain::held;
 use crate::held::Held;
 use crate::support::{
-    BETWEEN_CALLS, PATIENCE, POD_PORT, answered, ensure_all_answered, lines, made, node, node_address, node_addresses, serving,
-    started, target, vip, virtual_servers,
+    PATIENCE, POD_PORT, answered, ensure_all_answered, lines, made, node, node_address, node_addresses, serving, started, target,
+    vip, virtual_servers,
 };
 
 const NODE_PORT: u16 = 30080;
@@ -219,6 +219,11 @@ fn slices(pods: &[&Pod]) -> String {
     Family::ALL.map(slice).concat()
 }
 
+/// Calls all the time. Beside so many connections a guest loses a first packet now and then, which is sent again after a second.
+fn keep_calling(caller: &Netns, target: &str) -> Result<Calls> {
+    caller.keep_calling_with(Protocol::Tcp, target, &["--interval-ms", "100", "--timeout-ms", "4000"])
+}
+
 fn connection(caller: &Netns, address: impl Display, port: u16) -> Result<Process> {
     let mut process = caller.start(&["bash", "-c", CLIENT, &address.to_string(), &port.to_string()])?;
     process.wait_for("held", PATIENCE)?;
@@ -286,10 +291,10 @@ fn k2_kube_proxy_hands_over_and_gets_back_without_a_lost_call_or_connection() {
         let hold = |caller: &Netns, target: String, count| Held::open(caller, Protocol::Tcp, &target, count, INTERVAL);
         for family in Family::ALL {
             for caller in [&*client, world.ext()] {
-                calls.push(caller.keep_calling(Protocol::Tcp, &target(vip(family, 10), 80), BETWEEN_CALLS)?);
+                calls.push(keep_calling(caller, &target(vip(family, 10), 80))?);
                 connections.push(hold(caller, target(vip(family, 10), 81), CONNECTIONS / 5)?);
             }
-            calls.push(world.ext().keep_calling(Protocol::Tcp, &target(node_address(family), NODE_PORT), BETWEEN_CALLS)?);
+            calls.push(keep_calling(world.ext(), &target(node_address(family), NODE_PORT))?);
             connections.push(hold(world.ext(), target(node_address(family), ECHO_NODE_PORT), CONNECTIONS / 10)?);
         }
         // On an address where the agent does not serve node ports by default.
