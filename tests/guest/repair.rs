@@ -146,9 +146,10 @@ fn k2_an_address_that_is_taken_away_is_bound_again_at_once() {
 
 /// The address stays, and nothing comes to it.
 #[test]
-fn k2_a_route_that_an_address_needs_is_made_again_with_the_audit() {
+fn k2_a_route_that_an_address_needs_is_made_again_at_once() {
     World::test(|world| {
-        let served = Served::new(world, &["--vip-binding", "address", "--audit-period", "1s"])?;
+        let arguments = [&NOTICES_ALONE[..], &["--vip-binding", "address"]].concat();
+        let served = Served::new(world, &arguments)?;
         let local = |family| served.node.exec(&["ip", family, "route", "show", "table", "local"]);
         for (family, vip) in [("-4", "10.96.0.10"), ("-6", "fd00:96::10")] {
             let route = format!("local {vip} dev kube-ipvs0 ");
@@ -159,7 +160,18 @@ fn k2_a_route_that_an_address_needs_is_made_again_with_the_audit() {
                 Ok(())
             })?;
         }
-        served.ensure_served_and_told(&["VIPs"])
+        served.ensure_served_and_told(&["VIPs"])?;
+        // One that nobody wants any more goes all the same.
+        let Served { node: netns, agent, .. } = served;
+        agent.terminate()?;
+        netns.exec(&["ip", "route", "flush", "table", "local", "dev", "kube-ipvs0"])?;
+        world.write("web.yaml", &node().to_string())?;
+        let _agent = started(world, &arguments)?;
+        eventually(PATIENCE, || {
+            let bound = netns.exec(&["ip", "address", "show", "dev", "kube-ipvs0"])?;
+            ensure!(!bound.contains("10.96.0.10"), "it is still bound:\n{bound}");
+            Ok(())
+        })
     });
 }
 

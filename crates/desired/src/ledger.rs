@@ -227,6 +227,7 @@ impl Ledger {
                 .filter(|vip| vip.via == self.via && self.vips.contains_key(&vip.address))
                 .map(|vip| (*vip, self.source(vip.address)))
                 .collect(),
+            unreached: BTreeSet::new(),
         }
     }
 
@@ -239,6 +240,7 @@ impl Ledger {
             sets: self.sets.iter().map(set).collect(),
             virtual_servers: self.keys().filter_map(|key| Some((key, self.virtual_server(&key)?))).collect(),
             vips: self.vips.keys().map(|vip| (Vip::new(*vip, self.via), self.source(*vip))).collect(),
+            unreached: BTreeSet::new(),
         }
     }
 

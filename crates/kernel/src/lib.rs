@@ -62,7 +62,7 @@ pub use removals::Removals;
 pub use report::{Failure, Report};
 pub use rules::{Flavour, Inventory};
 pub use socket::Interference;
-pub use vips::Vips;
+pub use vips::{Bound, Vips};
 pub use wire::ipvs::Timeouts;
 pub use wire::rtnl::Link;
 

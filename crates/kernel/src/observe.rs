@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use model::{Rules, Scope, State};
 
-use crate::{Error, Kernel};
+use crate::{Bound, Error, Kernel};
 
 /// A part of a [`State`] that is read by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,7 +60,10 @@ impl Kernel {
                 state.sets = sets;
             }
             Part::VirtualServers => state.virtual_servers = self.ipvs.observe()?,
-            Part::Vips => state.vips = self.vips.observe(&self.families)?,
+            Part::Vips => {
+                let Bound { vips, unreached } = self.vips.observe(&self.families)?;
+                (state.vips, state.unreached) = (vips, unreached);
+            }
             Part::Rules => {
                 let read = |family| self.flavour.observe(family).map(|rules| (family, rules));
                 let rules = self.families.iter().map(|family| read(*family)).collect::<Result<Vec<_>, _>>()?;
@@ -89,7 +92,10 @@ impl Kernel {
         match part {
             Part::Sets => self.ipset.holds(&state.sets, &self.families),
             Part::VirtualServers => self.ipvs.holds(&state.virtual_servers),
-            Part::Vips => Ok(self.vips.observe(&self.families)? == state.vips),
+            Part::Vips => {
+                let Bound { vips, unreached } = self.vips.observe(&self.families)?;
+                Ok((&vips, &unreached) == (&state.vips, &state.unreached))
+            }
             Part::Rules => {
                 let mut observed = State::default();
                 self.observe_part(part, &mut observed)?;

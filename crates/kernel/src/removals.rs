@@ -10,7 +10,7 @@ use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 use socket2::{SockFilter, SockRef};
 use wire::nftables::{self, Removal, parse_removal};
-use wire::rtnl::{GROUP_IPV4_ROUTE, GROUP_IPV6_ROUTE, PROTOCOL, RTM_DELROUTE, TABLE_LOCAL, parse_route};
+use wire::rtnl::{BY_KERNEL, GROUP_IPV4_ROUTE, GROUP_IPV6_ROUTE, PROTOCOL, RTM_DELROUTE, Route, TABLE_LOCAL, parse_route};
 use wire::{Body, Message, Messages};
 
 use crate::Error;
@@ -105,7 +105,8 @@ const fn group(number: u32) -> u32 {
 fn is_vip_route(message: &Message<'_>) -> bool {
     match message.body {
         Body::Data(payload) if message.kind == RTM_DELROUTE => {
-            parse_route(payload).map_or(true, |route| route.known().is_some_and(|route| route.ours().is_some()))
+            let binds = |route: &Route| route.ours().is_some() || route.of_own_address().is_some();
+            parse_route(payload).map_or(true, |route| route.known().as_ref().is_some_and(binds))
         }
         _ => false,
     }
@@ -120,9 +121,10 @@ fn is_packet_rule(message: &Message<'_>) -> bool {
     }
 }
 
-/// A classic BPF program (Documentation/networking/filter.rst) for the kernel to run over each notification: it lets through routes with
-/// our protocol number that are taken out of table `local` by others than the socket `own`.
-fn vip_routes_of_others(own: u32) -> [SockFilter; 10] {
+/// A classic BPF program (Documentation/networking/filter.rst) for the kernel to run over each notification: it lets through routes that are taken
+/// out of table `local`, those with our protocol number unless the socket `own` does it, and those of addresses unless the kernel does, along with
+/// the address.
+fn vip_routes_of_others(own: u32) -> [SockFilter; 13] {
     // BPF_LD | BPF_ABS of 4, 2 and 1 bytes, BPF_JMP | BPF_JEQ | BPF_K, BPF_RET | BPF_K (include/uapi/linux/bpf_common.h).
     const WORD: u16 = 0x20;
     const HALF: u16 = 0x28;
@@ -134,17 +136,22 @@ fn vip_routes_of_others(own: u32) -> [SockFilter; 10] {
     const SENDER: u32 = 12;
     const ROUTE_TABLE: u32 = 20;
     const ROUTE_PROTOCOL: u32 = 21;
+    /// What `nlmsg_pid` is where nobody has asked for it.
+    const KERNEL: u32 = 0;
     let load = |width, at| SockFilter::new(width, 0, 0, at);
     let equal = |value, then, otherwise| SockFilter::new(EQUAL, then, otherwise, value);
     let answer = |bytes| SockFilter::new(RETURN, 0, 0, bytes);
     [
         // BPF loads in network byte order what is in the host's.
         load(HALF, KIND),
-        equal(u32::from(RTM_DELROUTE.to_be()), 0, 7),
-        load(BYTE, ROUTE_PROTOCOL),
-        equal(u32::from(PROTOCOL), 0, 5),
+        equal(u32::from(RTM_DELROUTE.to_be()), 0, 10),
         load(BYTE, ROUTE_TABLE),
-        equal(TABLE_LOCAL, 0, 3),
+        equal(TABLE_LOCAL, 0, 8),
+        load(BYTE, ROUTE_PROTOCOL),
+        equal(u32::from(PROTOCOL), 3, 0),
+        equal(u32::from(BY_KERNEL), 0, 5),
+        load(WORD, SENDER),
+        equal(KERNEL, 3, 2),
         load(WORD, SENDER),
         equal(own.to_be(), 1, 0),
         answer(u32::MAX),

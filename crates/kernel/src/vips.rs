@@ -22,6 +22,15 @@ pub struct Vips {
     strays: Vec<LocalRoute>,
 }
 
+/// What is bound to our device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bound {
+    /// See [`State::vips`](model::State::vips).
+    pub vips: BTreeMap<Vip, Option<IpAddr>>,
+    /// See [`State::unreached`](model::State::unreached).
+    pub unreached: BTreeSet<Vip>,
+}
+
 /// `LOOPBACK_IFINDEX` (include/net/flow.h): the loopback device is the first of every network namespace.
 const LOOPBACK: u32 = 1;
 const EOPNOTSUPP: i32 = 95;
@@ -49,13 +58,13 @@ impl Vips {
         self.socket.port()
     }
 
-    /// The VIPs of these families that are bound to our device, and by which means; none without the device.
+    /// The VIPs of these families that are bound to our device, by which means, and which of them nothing reaches; none without the device.
     ///
     /// # Errors
     /// When they cannot be read in full, or what has the device's name is no dummy device.
-    pub fn observe(&mut self, families: &BTreeSet<Family>) -> Result<BTreeMap<Vip, Option<IpAddr>>, Error> {
-        let mut vips = BTreeMap::new();
-        let Some(device) = self.device()? else { return Ok(vips) };
+    pub fn observe(&mut self, families: &BTreeSet<Family>) -> Result<Bound, Error> {
+        let (mut vips, mut unreached) = (BTreeMap::new(), BTreeSet::new());
+        let Some(device) = self.device()? else { return Ok(Bound { vips, unreached }) };
         self.strays.clear();
         for family in families {
             for route in self.routes(*family)? {
@@ -71,10 +80,13 @@ impl Vips {
         let addresses: Vec<_> = self.addresses(Some(device.index))?.into_iter().filter(of_ours).collect();
         for family in addresses.iter().map(|address| Family::of(address.address)).collect::<BTreeSet<_>>() {
             let local = self.local_addresses(family)?;
-            let reached = addresses.iter().filter(|address| local.contains(&address.address));
-            vips.extend(reached.map(|address| (Vip::new(address.address, Via::Address), None)));
+            for address in addresses.iter().map(|address| address.address).filter(|address| Family::of(*address) == family) {
+                let vip = Vip::new(address, Via::Address);
+                vips.insert(vip, None);
+                unreached.extend((!local.contains(&address)).then_some(vip));
+            }
         }
-        Ok(vips)
+        Ok(Bound { vips, unreached })
     }
 
     /// The addresses that packets reach this node by, for which the kernel has made routes when they were bound. Others can take these away, and leave the
@@ -181,9 +193,11 @@ impl Vips {
         };
         let unbound =
             steps.iter().filter_map(|(_, step)| if let Step::UnbindVip(vip) = step { Some(*vip) } else { None }).collect();
+        let mut unreached = Vec::new();
         let outcome = self.carry_out(device.index, &unbound, |pipeline| {
             for (index, step) in steps {
                 match step {
+                    Step::RebindVip { vip, .. } if vip.via == Via::Address => unreached.push((*index, *vip)),
                     Step::BindVip { vip, source } => {
                         pipeline.push(Some(*index), |batch, seq| bind(batch, seq, device.index, *vip, *source));
                     }
@@ -200,7 +214,7 @@ impl Vips {
             Ok(outcome) => outcome,
             Err(error) => return fail_all(steps, error, report),
         };
-        let (mut taken, mut unreached) = (Vec::new(), Vec::new());
+        let mut taken = Vec::new();
         for (index, error) in failures {
             // A route that was at stake is still there, or an audit will find it missing.
             let Some(index) = index else { continue };

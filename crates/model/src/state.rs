@@ -19,6 +19,9 @@ pub struct State {
     pub virtual_servers: BTreeMap<VirtualServerKey, VirtualServer>,
     /// VIPs that are bound, each with the source address that the node's own connections to it prefer (routes only).
     pub vips: BTreeMap<Vip, Option<IpAddr>>,
+    /// Those among the VIPs that are bound as addresses and that nothing reaches: others have taken the routes that the kernel made when they were
+    /// bound. None that is desired is among them.
+    pub unreached: BTreeSet<Vip>,
 }
 
 impl State {
@@ -26,6 +29,18 @@ impl State {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty() && self.sets.is_empty() && self.virtual_servers.is_empty() && self.vips.is_empty()
+    }
+
+    /// Notes that `vip` is bound, with this preferred source, and reached.
+    pub fn bind(&mut self, vip: Vip, source: Option<IpAddr>) {
+        self.vips.insert(vip, source);
+        self.unreached.remove(&vip);
+    }
+
+    /// Notes that `vip` is not bound.
+    pub fn unbind(&mut self, vip: &Vip) {
+        self.vips.remove(vip);
+        self.unreached.remove(vip);
     }
 
     /// Lists virtual servers by address among the node port frontends, as if they had been made by us.
@@ -55,6 +70,7 @@ impl State {
             sets: scope.members.iter().filter_map(set).collect(),
             virtual_servers: scope.virtual_servers.iter().filter_map(virtual_server).collect(),
             vips: scope.vips.iter().filter_map(|vip| Some((*vip, *self.vips.get(vip)?))).collect(),
+            unreached: self.unreached.intersection(&scope.vips).copied().collect(),
         }
     }
 }

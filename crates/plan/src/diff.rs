@@ -123,11 +123,12 @@ fn virtual_server(plan: &mut Plan, key: VirtualServerKey, desired: &VirtualServe
 }
 
 pub(crate) fn vips(plan: &mut Plan, desired: &State, observed: &State) {
+    let unreached = &observed.unreached;
     merge(&desired.vips, &observed.vips, |vip, side| match side {
         Side::Desired(source) => plan.push(Step::BindVip { vip, source: *source }),
         Side::Observed(_) => plan.push(Step::UnbindVip(vip)),
         Side::Both { desired, observed } => {
-            if desired != observed {
+            if desired != observed || unreached.contains(&vip) {
                 plan.push(Step::RebindVip { vip, source: *desired });
             }
         }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use model::{
-    Family, Member, RealServer, RealServerKey, Set, SetState, State, Vip, VirtualServer, VirtualServerConfig, VirtualServerKey,
+    Family, Member, RealServer, RealServerKey, Set, SetState, State, Via, Vip, VirtualServer, VirtualServerConfig, VirtualServerKey,
 };
 
 use crate::RulesChange;
@@ -127,7 +127,7 @@ pub enum Step {
         /// The source address that the node's own connections to it prefer.
         source: Option<IpAddr>,
     },
-    /// Give a bound VIP another preferred source, in place.
+    /// Give a bound VIP another preferred source, in place; one that is bound as an address and that nothing reaches, its routes.
     RebindVip {
         /// The VIP.
         vip: Vip,
@@ -249,7 +249,7 @@ impl Step {
                 }
             }
             Self::BindVip { vip, source } | Self::RebindVip { vip, source } => {
-                state.vips.insert(*vip, *source);
+                state.bind(*vip, *source);
             }
             Self::RemoveRealServer { key, real } => {
                 if let Some(server) = state.virtual_servers.get_mut(key) {
@@ -257,7 +257,7 @@ impl Step {
                 }
             }
             Self::UnbindVip(vip) => {
-                state.vips.remove(vip);
+                state.unbind(vip);
             }
             Self::RemoveVirtualServer(key) => {
                 state.virtual_servers.remove(key);
@@ -295,6 +295,7 @@ impl fmt::Display for Step {
             Self::BindVip { vip, source: Some(source) } => write!(f, "bind {vip} with source {source}"),
             Self::BindVip { vip, source: None } => write!(f, "bind {vip}"),
             Self::RebindVip { vip, source: Some(source) } => write!(f, "rebind {vip} with source {source}"),
+            Self::RebindVip { vip, .. } if vip.via == Via::Address => write!(f, "rebind {vip}, which nothing reaches"),
             Self::RebindVip { vip, source: None } => write!(f, "rebind {vip} without a source"),
             Self::RemoveRealServer { key, real } => write!(f, "remove real server {real} from {key}"),
             Self::UnbindVip(vip) => write!(f, "unbind {vip}"),

@@ -377,6 +377,23 @@ fn k1_foreign_virtual_servers_and_firewall_marks_survive_an_empty_desired_state(
     assert_eq!(steps, [Step::UnbindVip(Vip::new("10.96.0.9".parse().unwrap(), Via::Address)), Step::RemoveVirtualServer(stale)]);
 }
 
+/// Others have taken the routes of both.
+#[test]
+fn k2_an_address_that_nothing_reaches_is_bound_again_or_goes() {
+    let [wanted, surplus] = [9, 10].map(|host| Vip::new([10, 96, 0, host].into(), Via::Address));
+    let mut observed = State::default();
+    for vip in [wanted, surplus] {
+        observed.vips.insert(vip, None);
+        observed.unreached.insert(vip);
+    }
+    let mut desired = State::default();
+    desired.vips.insert(wanted, None);
+    let plan = plan(&desired, &observed, &NODE);
+    let steps: Vec<_> = plan.steps().cloned().collect();
+    assert_eq!(steps, [Step::RebindVip { vip: wanted, source: None }, Step::UnbindVip(surplus)]);
+    assert_eq!(apply(&plan, &observed), desired);
+}
+
 #[test]
 fn k1_an_excluded_network_protects_even_what_looks_like_ours() {
     let inside = VirtualServerKey::address("203.0.113.200".parse().unwrap(), Protocol::Tcp, 80);
