@@ -183,7 +183,7 @@ const fn purpose(role: Role) -> &'static str {
 fn rules(change: &RulesChange) -> Change {
     let rewritten = change.rewrite.iter().map(|(chain, rules)| format!("{} {}: {} rules", chain.table, chain.name, rules.len()));
     let inserted = change.insert.iter().map(|jump| format!("{} {}: jump to {}", jump.to.table, jump.from, jump.to.name));
-    let deleted = change.delete.iter().map(|jump| format!("{} {}: no jump to {} any more", jump.to.table, jump.from, jump.to.name));
+    let deleted = change.delete.keys().map(|jump| format!("{} {}: no jump to {} any more", jump.to.table, jump.from, jump.to.name));
     let dropped = change.drop.iter().map(|chain| format!("{} {}: removed", chain.table, chain.name));
     let parts = rewritten.chain(inserted).chain(deleted).chain(dropped).map(|text| Part { text, ..Part::default() });
     Change {

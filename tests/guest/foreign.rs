@@ -185,6 +185,7 @@ fn k2_what_others_do_to_what_is_ours_is_repaired() {
             "iptables -w -t nat -F",
             "ip6tables -w -F KUBE-IPVS-INPUT",
             "ip6tables -w -t nat -D POSTROUTING -j KUBE-IPVS-POSTROUTING",
+            "ip6tables -w -t nat -I POSTROUTING -j KUBE-IPVS-POSTROUTING",
             "ip route del local 10.96.0.10 dev kube-ipvs0 table local",
             "ip -6 route flush table local proto 71",
             "ip address add 192.0.2.1/32 dev kube-ipvs0",

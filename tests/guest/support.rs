@@ -1,6 +1,6 @@
 //! What the tests of the agent share: the node as a manifest, an agent that has come up, and the kernel's state in the words of other people's tools.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -158,10 +158,18 @@ impl KernelState {
             (&self.rules, &other.rules),
         ];
         for (ours, theirs) in fields {
-            ours.iter().filter(|line| !theirs.contains(line)).for_each(|line| text.push_str(&format!("- {line}\n")));
-            theirs.iter().filter(|line| !ours.contains(line)).for_each(|line| text.push_str(&format!("+ {line}\n")));
+            let more = |lines: &[String], than: &[String], sign: char| {
+                let times = |lines: &[String], line: &String| lines.iter().filter(|other| *other == line).count();
+                let more: BTreeSet<_> = lines.iter().filter(|line| times(lines, line) > times(than, line)).collect();
+                more.into_iter().map(|line| format!("{sign} {line}\n")).collect::<String>()
+            };
+            let difference = more(ours, theirs, '-') + &more(theirs, ours, '+');
+            text += &difference;
+            if difference.is_empty() && ours != theirs {
+                text += &format!("in another order:\n- {}\n+ {}\n", ours.join("\n- "), theirs.join("\n+ "));
+            }
         }
-        if text.is_empty() && self != other { "the same lines in another number or order\n".to_owned() } else { text }
+        text
     }
 }
 

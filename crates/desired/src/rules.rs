@@ -1,6 +1,6 @@
 //! The packet rules: constant in number, whatever the Services are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use ipnetwork::IpNetwork;
 use model::{Chain, Family, Jump, Protocol, Role, Rules, Set, Table};
@@ -60,8 +60,8 @@ pub fn rules(family: Family, config: &Config, facts: &NodeFacts, options: RuleOp
         chains: chains.into_iter().map(|(table, name, rules)| (chain(table, name), rules)).collect::<BTreeMap<_, _>>(),
         jumps: jumps
             .into_iter()
-            .map(|(table, from, to)| Jump { from: from.to_owned(), to: chain(table, to) })
-            .collect::<BTreeSet<_>>(),
+            .map(|(table, from, to)| (Jump { from: from.to_owned(), to: chain(table, to) }, 1))
+            .collect::<BTreeMap<_, _>>(),
     }
 }
 

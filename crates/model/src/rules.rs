@@ -1,6 +1,6 @@
 //! The packet rules: a constant number of them per family, in chains of our own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// The packet rules of one family, in the words of `iptables-save`.
@@ -11,8 +11,8 @@ use std::fmt;
 pub struct Rules {
     /// Our chains and their rules, in order.
     pub chains: BTreeMap<Chain, Vec<String>>,
-    /// The jumps from built-in chains to ours.
-    pub jumps: BTreeSet<Jump>,
+    /// The jumps from built-in chains to ours, and how often each is there: once, unless two programs have made it at the same time.
+    pub jumps: BTreeMap<Jump, usize>,
 }
 
 /// A chain of our own.
@@ -38,7 +38,7 @@ impl Chain {
     }
 }
 
-/// A jump to one of our chains from a chain that is not ours. There is at most one for each pair.
+/// A jump to one of our chains from a chain that is not ours.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Jump {
     /// The built-in chain it is in, such as `PREROUTING`.

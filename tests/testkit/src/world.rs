@@ -65,6 +65,7 @@ const DIAGNOSES: &[&[&str]] = &[
     &["ip", "neighbour"],
     &["conntrack", "-L"],
     &["iptables-nft-save"],
+    &["ip6tables-nft-save"],
     &["iptables-legacy-save"],
 ];
 

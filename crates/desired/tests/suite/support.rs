@@ -85,7 +85,7 @@ impl Node {
     pub(crate) fn rules(&self, family: Family) -> String {
         let rules = rules(family, self.index.config(), self.index.facts(), RuleOptions { random_fully: true });
         let mut out = String::new();
-        for jump in &rules.jumps {
+        for jump in rules.jumps.keys() {
             writeln!(out, "-t {} -A {} -j {}", jump.to.table, jump.from, jump.to.name).unwrap();
         }
         for (chain, rules) in &rules.chains {

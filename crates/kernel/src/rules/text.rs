@@ -23,7 +23,7 @@ pub(super) fn parse_saved(saved: &str) -> Rules {
             if let Some(chain) = Chain::ours(table, from) {
                 rules.chains.entry(chain).or_default().push(rule.to_owned());
             } else if let Some(to) = rule.strip_prefix("-j ").and_then(|name| Chain::ours(table, name)) {
-                rules.jumps.insert(Jump { from: from.to_owned(), to });
+                *rules.jumps.entry(Jump { from: from.to_owned(), to }).or_default() += 1;
             }
         }
     }
@@ -49,7 +49,7 @@ fn render_table(text: &mut String, table: Table, change: &RulesChange) {
     let rewrite = || change.rewrite.iter().filter(|(chain, _)| chain.table == table);
     let drop = || change.drop.iter().filter(|chain| chain.table == table);
     let insert = || change.insert.iter().filter(|jump| jump.to.table == table);
-    let delete = || change.delete.iter().filter(|jump| jump.to.table == table);
+    let delete = || change.delete.iter().filter(|(jump, _)| jump.to.table == table);
     if rewrite().next().is_none() && drop().next().is_none() && insert().next().is_none() && delete().next().is_none() {
         return;
     }
@@ -64,8 +64,10 @@ fn render_table(text: &mut String, table: Table, change: &RulesChange) {
     for chain in drop() {
         line(format_args!(":{} - [0:0]", chain.name));
     }
-    for Jump { from, to } in delete() {
-        line(format_args!("-D {from} -j {}", to.name));
+    for (Jump { from, to }, times) in delete() {
+        for _ in 0..*times {
+            line(format_args!("-D {from} -j {}", to.name));
+        }
     }
     for (chain, rules) in rewrite() {
         for rule in rules {
@@ -127,7 +129,7 @@ COMMIT
                         table: Nat,
                         name: "KUBE-IPVS-SERVICES",
                     },
-                },
+                }: 1,
             },
         }
         "#);
@@ -139,7 +141,7 @@ COMMIT
         let jump = |from: &str, to: &str| Jump { from: from.to_owned(), to: chain(to) };
         let mut desired = Rules::default();
         desired.chains.insert(chain("KUBE-IPVS-MASQ"), vec!["-j MASQUERADE".to_owned()]);
-        desired.jumps.insert(jump("POSTROUTING", "KUBE-IPVS-MASQ"));
+        desired.jumps.insert(jump("POSTROUTING", "KUBE-IPVS-MASQ"), 1);
 
         let change = RulesChange::between(&desired, &parse_saved(SAVED)).unwrap();
         insta::assert_snapshot!(render_change(&change), @r"
@@ -152,6 +154,14 @@ COMMIT
         -X KUBE-IPVS-SERVICES
         COMMIT
         ");
+    }
+
+    #[test]
+    fn a_jump_that_two_programs_have_made_is_deleted_once() {
+        let twice = SAVED.replace("-A PREROUTING -j KUBE-IPVS-SERVICES\n", &"-A PREROUTING -j KUBE-IPVS-SERVICES\n".repeat(2));
+        let change = RulesChange::between(&parse_saved(SAVED), &parse_saved(&twice)).unwrap();
+        assert_eq!(render_change(&change), "*nat\n-D PREROUTING -j KUBE-IPVS-SERVICES\nCOMMIT\n");
+        assert_eq!(RulesChange::between(&parse_saved(&twice), &parse_saved(SAVED)), None, "nobody wants it twice");
     }
 
     #[test]
