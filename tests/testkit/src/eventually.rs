@@ -21,9 +21,11 @@ pub fn eventually<T>(timeout: Duration, mut attempt: impl FnMut() -> Result<T>) 
     let deadline = Instant::now() + timeout;
     let mut pause = PAUSE;
     loop {
+        let begun = Instant::now();
         match attempt() {
             Ok(value) => return Ok(value),
-            Err(error) if Instant::now() >= deadline => return Err(error).with_context(|| format!("not so within {timeout:?}")),
+            // One that took long may have seen the beginning of it, and says little of its end.
+            Err(error) if begun >= deadline => return Err(error).with_context(|| format!("not so within {timeout:?}")),
             Err(_) => thread::sleep(pause),
         }
         pause = (pause * 3 / 2).min(LONGEST_PAUSE);

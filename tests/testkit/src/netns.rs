@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
@@ -15,6 +15,8 @@ use crate::{Calls, Process, Protocol, Reply, Result};
 
 /// Longer than the kernel waits before it sends a lost first packet again (TCP 1 s, SCTP 3 s): a guest that is emulated on a busy machine drops some.
 const PATIENCE_MS: &str = "5000";
+/// A program that takes longer is worth a line: what a test has read before it may be long past.
+const LONG: Duration = Duration::from_secs(20);
 
 /// Calls to one target.
 #[derive(Clone, Debug)]
@@ -113,13 +115,16 @@ impl Netns {
     ///
     /// # Errors
     /// When it cannot be run.
+    #[expect(clippy::print_stderr, reason = "the test harness shows it with a failure")]
     pub fn try_exec(&self, command: &[&str]) -> Result<Output> {
         let (program, arguments) = command.split_first().context("no program to run")?;
-        self.command(program)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("cannot run {program} in {}", self.name))
+        let begun = Instant::now();
+        let output = self.command(program).args(arguments).stdin(Stdio::null()).output();
+        let took = begun.elapsed();
+        if took > LONG {
+            eprintln!("`{}` in {} took {took:?}", command.join(" "), self.name);
+        }
+        output.with_context(|| format!("cannot run {program} in {}", self.name))
     }
 
     /// Runs a program to its end with a text as its input; its output.
