@@ -367,20 +367,25 @@ impl Vips {
 
     /// Our device, made if it is not there and set up if it is down: IPv6 routes need that.
     fn ensure_device(&mut self) -> Result<Link, Error> {
-        if self.device()?.is_none() {
-            self.execute(|batch, seq| rtnl::new_dummy(batch, seq, DEVICE)).map_err(|error| match error.errno() {
-                Some(EOPNOTSUPP) => Error::missing_feature(
-                    format!("the device {DEVICE}"),
-                    "this kernel has no dummy devices: load the module with `modprobe dummy`, or install a kernel built with CONFIG_DUMMY",
-                ),
-                _ => error,
-            })?;
-        }
-        let device = self.device()?.ok_or_else(|| Error::interrupted(format!("the device {DEVICE}")))?;
+        let device = match self.device()? {
+            Some(device) => device,
+            None => self.make_device()?,
+        };
         if !device.is_up() {
             self.execute(|batch, seq| rtnl::set_up(batch, seq, device.index))?;
         }
         Ok(device)
+    }
+
+    fn make_device(&mut self) -> Result<Link, Error> {
+        self.execute(|batch, seq| rtnl::new_dummy(batch, seq, DEVICE)).map_err(|error| match error.errno() {
+            Some(EOPNOTSUPP) => Error::missing_feature(
+                format!("the device {DEVICE}"),
+                "this kernel has no dummy devices: load the module with `modprobe dummy`, or install a kernel built with CONFIG_DUMMY",
+            ),
+            _ => error,
+        })?;
+        self.device()?.ok_or_else(|| Error::interrupted(format!("the device {DEVICE}")))
     }
 
     fn device(&mut self) -> Result<Option<Link>, Error> {
