@@ -17,6 +17,9 @@ use crate::cluster::{CLUSTER_CIDR, NODE};
 const HEALTH: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 
+/// What the image is made by: the agent is measured in the environment that it has there.
+const CONTAINERFILE: &str = include_str!("../../../manifests/image/Containerfile");
+
 /// The longest that anything is waited for: fifty thousand Services on an emulated processor.
 const PATIENCE: Duration = Duration::from_secs(900);
 /// Between two looks at a file, which cost the agent nothing.
@@ -69,6 +72,8 @@ impl Agent {
         command
             .args(["--traffic-metrics", "off", "--control-socket", "", "--log-format", "json", "--log-level", "kube_ipvs=debug"])
             .args(options);
+        let environment = CONTAINERFILE.lines().filter_map(|line| line.strip_prefix("ENV ")?.split_once('='));
+        command.envs(environment.filter(|(name, _)| *name != "PATH"));
         let started = SystemTime::now();
         let child = command.stdin(Stdio::null()).stdout(output).stderr(errors).spawn().context("cannot start the agent")?;
         Ok(Self { child, group, log, read: 0, started })

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::Labels;
 use crate::host::{self, create_directory};
 
-/// Where programs are looked for in the image.
-const PATH: &str = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
+/// What the image is built by elsewhere.
+const CONTAINERFILE: &str = include_str!("../../../../manifests/image/Containerfile");
 
 /// Writes the image of one layer that holds what is below `root`; the digest of its manifest.
 pub(super) fn write(root: &Path, archive: &Path, labels: &Labels) -> Result<String> {
@@ -34,7 +34,7 @@ pub(super) fn write(root: &Path, archive: &Path, labels: &Labels) -> Result<Stri
         "architecture": labels.architecture,
         "os": "linux",
         "config": {
-            "Env": [PATH],
+            "Env": CONTAINERFILE.lines().filter_map(|line| line.strip_prefix("ENV ")).collect::<Vec<_>>(),
             "Entrypoint": ["/usr/bin/kube-ipvs"],
             "Cmd": ["run"],
             "Labels": {
