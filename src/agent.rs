@@ -400,11 +400,7 @@ impl Agent {
     }
 
     fn endpoints(&self) -> Endpoints {
-        let endpoint = |place: Place<'_>| Endpoint {
-            address: place.address,
-            pod: place.pod.map(str::to_owned),
-            node: place.node.map(str::to_owned),
-        };
+        let endpoint = |place: Place<'_>| Endpoint { address: place.address, pod: place.pod, node: place.node.map(str::to_owned) };
         let of_service = |name: &ServiceName| (name.to_string(), self.index.places(name).map(endpoint).collect());
         Endpoints { services: self.index.services().map(of_service).collect() }
     }

@@ -53,6 +53,9 @@ const ADOPTED: Duration = Duration::from_secs(10);
 /// changes share what each pass costs beside them.
 const GATHERING: Duration = Duration::from_millis(2);
 
+/// How many virtual servers are made together where there are none.
+const PART: usize = 500;
+
 /// How many steps of a repair are named in the log, of each stage.
 const NAMED_STEPS: usize = 3;
 
@@ -259,6 +262,7 @@ impl Reconciler {
             }
             self.metrics.count_phase(Phase::Desired, begun.elapsed());
             self.news.post(Origin::Others, self.ledger.take_problems());
+            self.bring_in();
             self.complete = true;
             self.first_pass();
         } else {
@@ -369,6 +373,14 @@ impl Reconciler {
             self.planned(&desired, &held, &Ownership::Scope)
         };
         self.apply(&plan, Pass::Change, begun);
+        self.share(&desired);
+    }
+
+    /// Has what is remembered take no memory of its own for what is as desired.
+    fn share(&mut self, desired: &State) {
+        if let Some(observed) = &mut self.observed {
+            observed.share(desired);
+        }
     }
 
     /// Counts the connections of real servers that are leaving, and removes those that are done.
@@ -526,6 +538,44 @@ impl Reconciler {
         }
     }
 
+    /// Makes what is missing as a whole before the pass over everything at the start, a part at a time: what all of it together takes on the way
+    /// would stay with the process, as holes between what it keeps.
+    fn bring_in(&mut self) {
+        let Some(observed) = self.observed.as_ref().filter(|_| self.observed_at.elapsed() < ADOPTED) else { return };
+        let missing: Vec<_> = self.ledger.keys().filter(|key| !observed.virtual_servers.contains_key(key)).collect();
+        if missing.len() <= PART {
+            return;
+        }
+        // The sets as a whole, so that none of them has to grow, and with them the packet rules.
+        let sets = self.settings.config.families.iter().flat_map(|family| Set::of_family(*family));
+        let members = sets.map(|set| (set, self.ledger.members(set).collect())).collect();
+        self.prepared = true;
+        self.add_missing(&Scope { members, ..Scope::default() });
+        for part in missing.chunks(PART) {
+            // What must not be done after a failure, the pass over everything knows: it has all steps in one plan. It also binds the VIPs: the kernel
+            // looks each real server up among the addresses of the node, which is the dearer the more there are.
+            if !self.refused.is_empty() {
+                return;
+            }
+            self.add_missing(&Scope { virtual_servers: part.iter().copied().collect(), ..Scope::default() });
+        }
+    }
+
+    /// Adds what is missing as a whole of what `scope` names, and the packet rules where they are. Changes and removes nothing.
+    fn add_missing(&mut self, scope: &Scope) {
+        let begun = Instant::now();
+        // Where a failure has left it open what the kernel holds, the pass over everything finds out.
+        let Some(observed) = &self.observed else { return };
+        let mut desired = self.ledger.desired(scope);
+        let mut held = observed.restricted_to(scope);
+        desired.rules.clone_from(&self.rules);
+        held.rules.clone_from(&observed.rules);
+        self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
+        let plan = self.planned(&desired, &held, &Ownership::Scope).additions();
+        self.apply(&plan, Pass::Start, begun);
+        self.share(&desired);
+    }
+
     /// The pass over everything at the start. What was adopted a moment ago has been kept in line with what was done since, and is not read a
     /// second time: on a full kernel that is most of a restart.
     fn first_pass(&mut self) {
@@ -562,9 +612,10 @@ impl Reconciler {
         self.drains.forget_missing(&observed);
         let desired = whole.desired(&observed, &mut self.schedulers, offers, &mut self.drains, pass != Pass::Start, begun);
         let plan = self.planned(&desired, &observed, &whole.ownership());
+        self.observed = Some(observed);
+        self.share(&desired);
         // What is remembered of the kernel grows by what is done now, into the memory that this takes.
         drop(desired);
-        self.observed = Some(observed);
         if matches!(pass, Pass::Audit | Pass::Repair) {
             if !plan.is_empty() {
                 self.metrics.count_drift(pass);

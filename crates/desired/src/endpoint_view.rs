@@ -64,8 +64,7 @@ impl Index {
 
 /// The pod and the node of the endpoint at `address`.
 fn whereabouts(slices: &[&Slice], address: IpAddr) -> (Option<Box<str>>, Option<Box<str>>) {
-    let all = slices.iter().flat_map(|slice| slice.endpoints.iter().map(move |endpoint| (slice, endpoint)));
-    let mut found = all.filter(|(_, endpoint)| endpoint.address == address);
-    let Some((slice, endpoint)) = found.next() else { return (None, None) };
-    (slice.pod(endpoint).map(Into::into), endpoint.node.as_deref().map(Into::into))
+    let mut found = slices.iter().flat_map(|slice| slice.iter()).filter(|(endpoint, _)| endpoint.address == address);
+    let Some((endpoint, pod)) = found.next() else { return (None, None) };
+    (pod.map(|pod| pod.to_string().into()), endpoint.node.as_deref().map(Into::into))
 }

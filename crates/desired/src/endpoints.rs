@@ -79,7 +79,7 @@ pub(crate) fn of_port<'a>(
     for slice in slices.into_iter().filter(|slice| slice.family == family) {
         let matches = slice.ports.iter().filter(|other| *other.name == *port.name && other.protocol == port.protocol);
         for number in matches.map(|other| other.port) {
-            for endpoint in &slice.endpoints {
+            for (endpoint, pod) in slice.iter() {
                 let candidate = Candidate {
                     ready: endpoint.ready,
                     serving: endpoint.serving,
@@ -88,8 +88,10 @@ pub(crate) fn of_port<'a>(
                     local: endpoint.local,
                     node_hint: endpoint.node_hint,
                     zone_hint: Hint::of(endpoint.zones.iter().flat_map(|zones| zones.iter()).map(|zone| &**zone), zone),
-                    weight: weights
-                        .map_or(1, |weights| weights.of(endpoint.address, slice.pod(endpoint), endpoint.node.as_deref())),
+                    weight: weights.map_or(1, |weights| {
+                        let pod = pod.map(|pod| pod.to_string());
+                        weights.of(endpoint.address, pod.as_deref(), endpoint.node.as_deref())
+                    }),
                 };
                 candidates
                     .entry(RealServerKey::new(endpoint.address, number))

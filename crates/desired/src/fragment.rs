@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use model::{
-    Family, Member, Protocol, RealServer, RealServerKey, RealServers, Role, Set, VirtualServer, VirtualServerConfig,
-    VirtualServerKey,
+    Family, Member, Protocol, RealServerKey, RealServers, Role, Set, VirtualServer, VirtualServerConfig, VirtualServerKey,
 };
 
 use crate::config::{Config, OccupiedNodePorts};
@@ -17,7 +16,7 @@ use crate::endpoints::{self, Candidate, Reach};
 use crate::facts::{NodeFacts, is_ipv6_link_local};
 use crate::listeners::Listeners;
 use crate::machines::Machines;
-use crate::name::ServiceName;
+use crate::name::{Name, ServiceName};
 use crate::problem::{Problem, Problems, Reason};
 use crate::service::{Externals, Service, ServicePort};
 use crate::slice::Slice;
@@ -34,11 +33,18 @@ pub struct Fragment {
     /// By key, without duplicates.
     frontends: Box<[Frontend]>,
     pools: Box<[Pool]>,
-    /// By port and family.
-    apart: Box<[Apart]>,
-    drain_timeout: Option<Duration>,
     /// Endpoints on this node, ready or not.
     local: Box<[(RealServerKey, Protocol)]>,
+    /// Nothing where there is nothing in it.
+    extras: Option<Box<Extras>>,
+}
+
+/// What most Services have nothing of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Extras {
+    /// By port, those that have such endpoints.
+    apart: Box<[(Port, Apart)]>,
+    drain_timeout: Option<Duration>,
     /// The networks that may call guarded frontends.
     ranges: Box<[IpNetwork]>,
     health_checks: Box<[(Family, HealthCheck)]>,
@@ -46,6 +52,9 @@ pub struct Fragment {
     taken: Box<[Taken]>,
     problems: Box<[Problem]>,
 }
+
+/// A port of a Service in one family: their number in a fragment.
+type Port = u32;
 
 /// An address, protocol and port that clients connect to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,16 +160,16 @@ struct Apart {
 /// The real servers behind a port, shared by all of its frontends of one family that spread over the same endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Pool {
-    port_name: Arc<str>,
+    port_name: Name,
     config: VirtualServerConfig,
     /// In order. What there is to say of each beyond its key is the same for all, but for its weight.
-    real_servers: Box<[RealServerKey]>,
+    real_servers: Arc<[RealServerKey]>,
     /// Those of another weight than 1, in order.
     weights: Box<[(RealServerKey, u16)]>,
     /// Those that still serve while they terminate, in order.
     terminating: Box<[RealServerKey]>,
-    /// Which port of which family it is of: an index into [`Fragment::apart`].
-    port: u32,
+    /// Which port of which family it is of.
+    port: Port,
     /// Whether policy `Local` leaves it empty although there are endpoints on other nodes.
     only_elsewhere: bool,
 }
@@ -416,7 +425,7 @@ impl Fragment {
         let unserved = frontend.has_in_cluster() && self.pool_at(frontend.pool).is_some_and(|pool| pool.real_servers.is_empty());
         members.extend(unserved.then(|| by_port(Role::NoLocal)));
         if let Guard::Ranges { .. } = frontend.guard {
-            let ranges = self.ranges.iter().filter(|range| Family::of(range.network()) == family);
+            let ranges = self.extras(|extras| &extras.ranges).iter().filter(|range| Family::of(range.network()) == family);
             let member = |range: &IpNetwork| Member::IpPortNet(address, protocol, port, *range);
             members.extend(ranges.map(|range| (Set::new(Role::SourceRange, family), member(range))));
         }
@@ -429,13 +438,13 @@ impl Fragment {
     /// The Service's health check node port.
     #[must_use]
     pub fn health_check_port(&self) -> Option<u16> {
-        self.health_checks.first().map(|(_, check)| check.port)
+        self.extras(|extras| &extras.health_checks).first().map(|(_, check)| check.port)
     }
 
     /// What the Service's health check node port is to answer on the node's addresses of `family`.
     #[must_use]
     pub fn health_check_of(&self, family: Family) -> Option<HealthCheck> {
-        self.health_checks.iter().find(|(of, _)| *of == family).map(|(_, check)| *check)
+        self.extras(|extras| &extras.health_checks).iter().find(|(of, _)| *of == family).map(|(_, check)| *check)
     }
 
     /// The policies `Local` under which nobody is served in a family although there are endpoints, because none of them is on this node.
@@ -468,13 +477,13 @@ impl Fragment {
     pub(crate) fn standing(&self, key: &VirtualServerKey, address: IpAddr) -> Option<Standing> {
         let port = self.pool(key)?.port;
         let mut pools = self.pools.iter().filter(|pool| pool.port == port);
-        let apart = self.apart.get(usize::try_from(port).ok()?)?;
-        let has = |addresses: &[IpAddr]| addresses.binary_search(&address).is_ok();
-        Some(if has(&apart.stranded) {
+        let apart = self.extras(|extras| &extras.apart).iter().find(|(of, _)| *of == port).map(|(_, apart)| apart);
+        let has = |of: fn(&Apart) -> &[IpAddr]| apart.is_some_and(|apart| of(apart).binary_search(&address).is_ok());
+        Some(if has(|apart| &apart.stranded) {
             Standing::Stranded
-        } else if has(&apart.terminating) || pools.clone().any(|pool| has_address(&pool.terminating, address)) {
+        } else if has(|apart| &apart.terminating) || pools.clone().any(|pool| has_address(&pool.terminating, address)) {
             Standing::Terminating
-        } else if has(&apart.present) || pools.any(|pool| has_address(&pool.real_servers, address)) {
+        } else if has(|apart| &apart.present) || pools.any(|pool| has_address(&pool.real_servers, address)) {
             Standing::Present
         } else {
             Standing::Gone
@@ -492,18 +501,26 @@ impl Fragment {
     }
 
     fn parting_of<'a>(&self, pool: &'a Pool) -> Parting<'a> {
-        Parting { drain_timeout: self.drain_timeout, terminating: &pool.terminating }
+        Parting { drain_timeout: self.drain_timeout(), terminating: &pool.terminating }
+    }
+
+    fn drain_timeout(&self) -> Option<Duration> {
+        self.extras.as_ref()?.drain_timeout
+    }
+
+    fn extras<'a, T>(&'a self, read: impl FnOnce(&'a Extras) -> &'a [T]) -> &'a [T] {
+        self.extras.as_deref().map_or(&[], read)
     }
 
     /// What it claims and others have, without duplicates.
     pub(crate) fn taken(&self) -> &[Taken] {
-        &self.taken
+        self.extras(|extras| &extras.taken)
     }
 
     /// What of the Service and its slices is not served, and why.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
-        &self.problems
+        self.extras(|extras| &extras.problems)
     }
 
     /// Whether `key` is served the same way here and in `other`, by both of its virtual servers, and will be when its real servers leave.
@@ -516,7 +533,7 @@ impl Fragment {
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,
         };
-        self.drain_timeout == other.drain_timeout
+        self.drain_timeout() == other.drain_timeout()
             && alike(self.pool(key), other.pool(key))
             && alike(self.in_cluster_pool(key), other.in_cluster_pool(key))
     }
@@ -536,7 +553,7 @@ impl Fragment {
 
 impl Pool {
     fn virtual_server(&self) -> VirtualServer {
-        let mut real_servers: RealServers = self.real_servers.iter().map(|key| (*key, RealServer::default())).collect();
+        let mut real_servers = RealServers::alike(Arc::clone(&self.real_servers));
         for (key, weight) in &self.weights {
             if let Some(server) = real_servers.get_mut(key) {
                 server.weight = u32::from(*weight);
@@ -570,7 +587,9 @@ fn guard(ranges: Option<&[IpNetwork]>, family: Family, config: &Config, facts: &
 struct Builder {
     frontends: Vec<Frontend>,
     pools: Vec<Pool>,
-    apart: Vec<Apart>,
+    /// The port whose pools are being made.
+    port: Port,
+    apart: Vec<(Port, Apart)>,
     drain_timeout: Option<Duration>,
     local: Vec<(RealServerKey, Protocol)>,
     ranges: Box<[IpNetwork]>,
@@ -609,12 +628,12 @@ impl Pools<'_> {
         let elsewhere = || !endpoints::select(self.candidates, Reach::Cluster).is_empty();
         self.builder.pools.push(Pool {
             only_elsewhere: reach == Reach::Node && real_servers.is_empty() && elsewhere(),
-            port_name: Arc::clone(&port.name),
+            port_name: port.name.clone(),
             config: virtual_server_config(service, port, config, family),
             real_servers: real_servers.into(),
             weights,
             terminating,
-            port: self.builder.port(),
+            port: self.builder.port,
         });
         *made = Some(index);
         index
@@ -622,18 +641,13 @@ impl Pools<'_> {
 }
 
 impl Builder {
-    /// The port whose pools are being made.
-    fn port(&self) -> u32 {
-        u32::try_from(self.apart.len()).unwrap_or(u32::MAX)
-    }
-
     /// Goes on to the next port, when all pools of one with these endpoints are made.
     fn set_apart(&mut self, candidates: &BTreeMap<RealServerKey, Candidate>) {
-        let port = self.port();
+        let port = self.port;
+        self.port += 1;
         let pools: Vec<_> = self.pools.iter().rev().take_while(|pool| pool.port == port).collect();
         // As with most Services.
         if pools.iter().any(|pool| pool.real_servers.len() == candidates.len()) {
-            self.apart.push(Apart::default());
             return;
         }
         let is_apart = |key: &RealServerKey| !pools.iter().any(|pool| pool.real_servers.binary_search(key).is_ok());
@@ -648,7 +662,9 @@ impl Builder {
             terminating: addresses(|candidate| candidate.terminating),
             stranded: addresses(|candidate| candidate.stranded),
         };
-        self.apart.push(apart);
+        if apart != Apart::default() {
+            self.apart.push((port, apart));
+        }
     }
 
     fn finish(mut self, created: i64, problems: Vec<Problem>) -> Fragment {
@@ -665,17 +681,20 @@ impl Builder {
         self.local.dedup();
         self.taken.sort_unstable();
         self.taken.dedup();
-        Fragment {
-            created,
-            frontends: self.frontends.into(),
-            pools: self.pools.into(),
+        let extras = Extras {
             apart: self.apart.into(),
             drain_timeout: self.drain_timeout,
-            local: self.local.into(),
             ranges: self.ranges,
             health_checks: self.health_checks.into(),
             taken: self.taken.into(),
             problems: problems.into(),
+        };
+        Fragment {
+            created,
+            frontends: self.frontends.into(),
+            pools: self.pools.into(),
+            local: self.local.into(),
+            extras: (extras != Extras::default()).then(|| Box::new(extras)),
         }
     }
 }

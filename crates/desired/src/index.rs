@@ -13,6 +13,7 @@ use crate::listeners::{Listener, Listeners};
 use crate::machines::{self, Footprint, Machines};
 use crate::name::{Names, ServiceName};
 use crate::object::{self, EndpointSlice, Node, ObjectMeta};
+use crate::pods::PodName;
 use crate::problem::{Problem, Problems};
 use crate::service::Service;
 use crate::slice::{Endpoint, Slice};
@@ -44,7 +45,7 @@ pub struct Index {
     /// Other nodes that say, or of which it is said, that they are not ready.
     unready: BTreeSet<Box<str>>,
     listeners: Listeners,
-    entries: BTreeMap<ServiceName, Entry>,
+    entries: BTreeMap<ServiceName, Box<Entry>>,
     /// The names of nodes and ports.
     names: Names,
     /// Which Service a slice was last seen to belong to.
@@ -91,12 +92,12 @@ pub enum Priority {
 }
 
 /// Where an endpoint is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place<'a> {
     /// Its address.
     pub address: IpAddr,
     /// The name of the pod that it is, in the namespace of its Service.
-    pub pod: Option<&'a str>,
+    pub pod: Option<String>,
     /// The name of the node that it is on.
     pub node: Option<&'a str>,
 }
@@ -111,8 +112,8 @@ struct Entry {
 }
 
 impl<'a> Place<'a> {
-    fn of(slice: &'a Slice, endpoint: &'a Endpoint) -> Self {
-        Self { address: endpoint.address, pod: slice.pod(endpoint), node: endpoint.node.as_deref() }
+    fn of((endpoint, pod): (&'a Endpoint, Option<PodName<'_>>)) -> Self {
+        Self { address: endpoint.address, pod: pod.map(|pod| pod.to_string()), node: endpoint.node.as_deref() }
     }
 }
 
@@ -429,7 +430,7 @@ impl Index {
     /// Where the endpoints of the Service called `name` are, whatever their conditions.
     pub fn places(&self, name: &ServiceName) -> impl Iterator<Item = Place<'_>> {
         let slices = self.entries.get(name).into_iter().flat_map(|entry| &entry.slices);
-        slices.flat_map(|(_, slice)| slice.endpoints.iter().map(|endpoint| Place::of(slice, endpoint)))
+        slices.flat_map(|(_, slice)| slice.iter().map(Place::of))
     }
 
     /// What is known of the node.

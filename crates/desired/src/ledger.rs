@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
-use model::{Family, Member, Scope, Set, SetState, State, Via, Vip, VirtualServerKey};
+use model::{Family, Member, Role, Scope, Set, SetState, State, Via, Vip, VirtualServerKey};
 
 use crate::config::Config;
 use crate::fragment::{Fragment, Frontend, Parting, Standing, Taken};
@@ -35,8 +35,6 @@ pub struct Ledger {
     touched: BTreeSet<ServiceName>,
     /// How many want it.
     members: BTreeMap<Set, BTreeMap<Member, u32>>,
-    /// How many want it.
-    vips: BTreeMap<IpAddr, u32>,
     sets: BTreeMap<Set, Size>,
     /// How many claim it, to no avail.
     taken: BTreeMap<Taken, u32>,
@@ -114,7 +112,6 @@ impl Ledger {
             unmarked: BTreeSet::new(),
             touched: BTreeSet::new(),
             members: BTreeMap::new(),
-            vips: BTreeMap::new(),
             sets: config.families.iter().copied().flat_map(Set::of_family).map(|set| (set, empty)).collect(),
             taken: BTreeMap::new(),
             marks: Marks::new(config.masquerade.mark),
@@ -169,9 +166,9 @@ impl Ledger {
             taken.extend(after);
             dropped.extend(before);
         }
-        taken.iter().for_each(|holding| self.acquire_holding(holding, &mut scope));
+        taken.iter().flat_map(|holding| &holding.members).for_each(|member| self.acquire(*member, &mut scope));
         fragment.iter().flat_map(Fragment::local_members).for_each(|member| self.acquire(member, &mut scope));
-        dropped.iter().for_each(|holding| self.release_holding(holding, &mut scope));
+        dropped.iter().flat_map(|holding| &holding.members).for_each(|member| self.release(*member, &mut scope));
         previous.iter().flat_map(Fragment::local_members).for_each(|member| self.release(member, &mut scope));
 
         for taken in fragment.iter().flat_map(Fragment::taken) {
@@ -200,7 +197,7 @@ impl Ledger {
         };
         let mut scope = Scope::default();
         if previous != source && self.via == Via::Route {
-            scope.vips = self.vips.keys().filter(|vip| Family::of(**vip) == family).map(|vip| Vip::new(*vip, self.via)).collect();
+            scope.vips = self.vips(family).collect();
         }
         scope
     }
@@ -224,7 +221,7 @@ impl Ledger {
             vips: scope
                 .vips
                 .iter()
-                .filter(|vip| vip.via == self.via && self.vips.contains_key(&vip.address))
+                .filter(|vip| vip.via == self.via && self.has_vip(vip.address))
                 .map(|vip| (*vip, self.source(vip.address)))
                 .collect(),
             unreached: BTreeSet::new(),
@@ -239,7 +236,7 @@ impl Ledger {
             rules: BTreeMap::new(),
             sets: self.sets.iter().map(set).collect(),
             virtual_servers: self.keys().filter_map(|key| Some((key, self.virtual_server(&key)?))).collect(),
-            vips: self.vips.keys().map(|vip| (Vip::new(*vip, self.via), self.source(*vip))).collect(),
+            vips: Family::ALL.into_iter().flat_map(|family| self.vips(family)).map(|vip| (vip, self.source(vip.address))).collect(),
             unreached: BTreeSet::new(),
         }
     }
@@ -400,6 +397,17 @@ impl Ledger {
         }
     }
 
+    /// The VIPs of `family`: the set of them says which.
+    fn vips(&self, family: Family) -> impl Iterator<Item = Vip> {
+        let bound = |member| if let Member::Ip(address) = member { Some(Vip::new(address, self.via)) } else { None };
+        self.members(Set::new(Role::Vips, family)).filter_map(bound)
+    }
+
+    fn has_vip(&self, address: IpAddr) -> bool {
+        let members = self.members.get(&Set::new(Role::Vips, Family::of(address)));
+        members.is_some_and(|members| members.contains_key(&Member::Ip(address)))
+    }
+
     fn source(&self, vip: IpAddr) -> Option<IpAddr> {
         match self.via {
             Via::Route => self.sources.get(&Family::of(vip)).copied(),
@@ -520,36 +528,12 @@ impl Ledger {
         self.touched.extend(owner);
     }
 
-    fn acquire_holding(&mut self, holding: &Holding, scope: &mut Scope) {
-        holding.members.iter().for_each(|member| self.acquire(*member, scope));
-        if let Some(vip) = holding.frontend.vip() {
-            let count = self.vips.entry(vip).or_default();
-            *count += 1;
-            if *count == 1 {
-                scope.vips.insert(Vip::new(vip, self.via));
-            }
-        }
-    }
-
-    fn release_holding(&mut self, holding: &Holding, scope: &mut Scope) {
-        holding.members.iter().for_each(|member| self.release(*member, scope));
-        if let Some(vip) = holding.frontend.vip()
-            && let Some(count) = self.vips.get_mut(&vip)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.vips.remove(&vip);
-                scope.vips.insert(Vip::new(vip, self.via));
-            }
-        }
-    }
-
     fn acquire(&mut self, (set, member): (Set, Member), scope: &mut Scope) {
         let count = self.members.entry(set).or_default().entry(member).or_default();
         *count += 1;
         if *count == 1 {
-            scope.members.entry(set).or_default().insert(member);
             self.sets.entry(set).or_default().members += 1;
+            self.touch((set, member), scope);
         }
     }
 
@@ -559,8 +543,16 @@ impl Ledger {
         *count -= 1;
         if *count == 0 {
             members.remove(&member);
-            scope.members.entry(set).or_default().insert(member);
             self.sets.entry(set).or_default().members -= 1;
+            self.touch((set, member), scope);
+        }
+    }
+
+    /// Puts a member in scope, and with one of the set of all VIPs the VIP.
+    fn touch(&self, (set, member): (Set, Member), scope: &mut Scope) {
+        scope.members.entry(set).or_default().insert(member);
+        if let (Role::Vips, Member::Ip(address)) = (set.role, member) {
+            scope.vips.insert(Vip::new(address, self.via));
         }
     }
 

@@ -54,6 +54,7 @@ mod machines;
 mod marks;
 mod name;
 pub mod object;
+mod pods;
 mod ports;
 mod problem;
 mod rules;

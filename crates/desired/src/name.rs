@@ -3,6 +3,7 @@
 use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::object::ObjectMeta;
@@ -91,8 +92,29 @@ impl fmt::Debug for ServiceName {
     }
 }
 
-/// A name that many objects refer to.
-pub(crate) type Name = Arc<str>;
+/// A name that many objects refer to, one word each.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Name(Arc<Box<str>>);
+
+impl From<&str> for Name {
+    fn from(name: &str) -> Self {
+        Self(Arc::new(name.into()))
+    }
+}
+
+impl Deref for Name {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for Name {
+    fn borrow(&self) -> &str {
+        self
+    }
+}
 
 /// Shares the names that many objects refer to: thousands of slices name the same few nodes.
 #[derive(Debug, Default)]
@@ -106,15 +128,15 @@ impl Names {
     /// `name`, sharing the text of the one that is known already.
     pub(crate) fn share(&mut self, name: &str) -> Name {
         if let Some(known) = self.known.get(name) {
-            return Arc::clone(known);
+            return known.clone();
         }
         if self.known.len() >= self.limit {
-            self.known.retain(|name| Arc::strong_count(name) > 1);
+            self.known.retain(|Name(name)| Arc::strong_count(name) > 1);
             // Twice what is in use, so that looking through them all stays rare.
             self.limit = (self.known.len() * 2).max(Self::FEW);
         }
         let name = Name::from(name);
-        self.known.insert(Arc::clone(&name));
+        self.known.insert(name.clone());
         name
     }
 
@@ -137,12 +159,12 @@ mod tests {
     fn names_are_shared_while_they_are_in_use_and_forgotten_after() {
         let mut names = Names::default();
         let (one, again) = (names.share("node-1"), names.share("node-1"));
-        assert!(Arc::ptr_eq(&one, &again));
+        assert!(Arc::ptr_eq(&one.0, &again.0));
         for number in 0..100_000 {
             names.share(&format!("gone-{number}"));
         }
         assert!(names.known.len() <= Names::FEW, "{} names are kept", names.known.len());
-        assert!(Arc::ptr_eq(&one, &names.share("node-1")));
+        assert!(Arc::ptr_eq(&one.0, &names.share("node-1").0));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::address;
 use crate::endpoints::Hint;
 use crate::name::{Name, Names, ServiceName};
 use crate::object::{self, EndpointSlice};
+use crate::pods::{PodName, Pods};
 use crate::problem::{Problem, Problems, quoted};
 use crate::service::protocol;
 
@@ -19,8 +20,7 @@ pub(crate) struct Slice {
     pub(crate) family: Family,
     pub(crate) ports: Box<[SlicePort]>,
     pub(crate) endpoints: Box<[Endpoint]>,
-    /// The names of all pods, one after the other: a text for each would be the larger part of a slice.
-    pods: Box<str>,
+    pods: Pods,
     pub(crate) problems: Box<[Problem]>,
 }
 
@@ -44,15 +44,6 @@ pub(crate) struct Endpoint {
     pub(crate) zones: Option<Arc<Box<[Box<str>]>>>,
     /// The node it is on.
     pub(crate) node: Option<Name>,
-    /// The pod it is.
-    pod: Option<Pod>,
-}
-
-/// Where the name of a pod is among those of its slice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Pod {
-    begin: u32,
-    len: u8,
 }
 
 impl Endpoint {
@@ -78,16 +69,14 @@ impl Slice {
         let family = address::family(&object.address_type)?;
         let mut problems = Problems::of("EndpointSlice", name);
         let ports = ports(object, names, &mut problems);
-        let mut pods = String::new();
+        let mut pods = Vec::new();
         let endpoints = endpoints(object, family, node_name, names, &mut pods, &mut problems);
-        Some(Self { family, ports, endpoints, pods: pods.into(), problems: problems.finish() })
+        Some(Self { family, ports, endpoints, pods: Pods::new(&pods), problems: problems.finish() })
     }
 
-    /// The pod that `endpoint`, one of its own, is.
-    pub(crate) fn pod(&self, endpoint: &Endpoint) -> Option<&str> {
-        let Pod { begin, len } = endpoint.pod?;
-        let begin = usize::try_from(begin).ok()?;
-        self.pods.get(begin..begin + usize::from(len))
+    /// The endpoints, each with the name of the pod that it is.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Endpoint, Option<PodName<'_>>)> {
+        self.endpoints.iter().zip(self.pods.iter())
     }
 
     /// Whether what it means depends on the zone this node is in.
@@ -114,12 +103,12 @@ fn ports(object: &EndpointSlice, names: &mut Names, problems: &mut Problems) -> 
     ports.into()
 }
 
-fn endpoints(
-    object: &EndpointSlice,
+fn endpoints<'a>(
+    object: &'a EndpointSlice,
     family: Family,
     node_name: &str,
     names: &mut Names,
-    pods: &mut String,
+    pods: &mut Vec<Option<&'a str>>,
     problems: &mut Problems,
 ) -> Box<[Endpoint]> {
     let objects = object.endpoints.as_deref().unwrap_or_default();
@@ -163,12 +152,8 @@ fn endpoints(
                 Arc::clone(zone_lists.entry(zones.clone()).or_insert_with(shared))
             }),
             node: object.node_name.as_deref().map(|name| names.share(name)),
-            pod: pod(object).and_then(|name| {
-                let pod = Pod { begin: u32::try_from(pods.len()).ok()?, len: u8::try_from(name.len()).ok()? };
-                pods.push_str(name);
-                Some(pod)
-            }),
         });
+        pods.push(pod(object));
     }
     endpoints.into()
 }

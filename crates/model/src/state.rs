@@ -54,6 +54,16 @@ impl State {
         }
     }
 
+    /// Shares with `other` the memory of the lists of real servers that are the same in both. What a node holds is what is desired of it, but for a few
+    /// virtual servers.
+    pub fn share(&mut self, other: &Self) {
+        for (key, others) in &other.virtual_servers {
+            if let Some(own) = self.virtual_servers.get_mut(key) {
+                own.real_servers.share(&others.real_servers);
+            }
+        }
+    }
+
     /// The part of this state that `scope` is about, at a cost that follows the scope and not the state.
     ///
     /// Packet rules are in no scope: they do not change with Services. A set keeps its capacity and the members in question.

@@ -181,10 +181,15 @@ pub struct RealServer {
     pub lower_threshold: u32,
 }
 
-impl Default for RealServer {
+impl RealServer {
     /// Masquerade, weight 1, no thresholds: what a Service's real server is unless something says otherwise.
+    pub const DEFAULT: Self = Self { forwarding: ForwardingMethod::Masquerade, weight: 1, upper_threshold: 0, lower_threshold: 0 };
+}
+
+impl Default for RealServer {
+    /// [`Self::DEFAULT`].
     fn default() -> Self {
-        Self { forwarding: ForwardingMethod::Masquerade, weight: 1, upper_threshold: 0, lower_threshold: 0 }
+        Self::DEFAULT
     }
 }
 

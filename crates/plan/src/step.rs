@@ -230,8 +230,11 @@ impl Step {
                 }
             }
             Self::AddMembers(set, members) => {
-                if let Some(set) = state.sets.get_mut(set) {
-                    members.iter().for_each(|member| set.add(*member));
+                match state.sets.get_mut(set) {
+                    // A copy is dense; members that come one by one, in order, leave half of what they take empty.
+                    Some(set) if set.members.is_empty() => set.members.clone_from(members),
+                    Some(set) => members.iter().for_each(|member| set.add(*member)),
+                    None => {}
                 }
             }
             Self::AddVirtualServer { key, config, real_servers } => {
