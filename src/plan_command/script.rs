@@ -124,6 +124,11 @@ fn write_step(lines: &mut Vec<(Tool, String)>, flavour: Flavour, step: &Step) {
             );
             lines.push((Tool::Shell, device));
         }
+        // The kernel makes the routes of an address when it is bound.
+        Step::RebindVip { vip, source } if vip.via == Via::Address => {
+            let again = ["del", "add"].map(|verb| (Tool::Shell, bind(verb, *vip, *source)));
+            lines.extend(again);
+        }
         Step::RebindVip { vip, source } => lines.push((Tool::Shell, bind("replace", *vip, *source))),
         Step::UnbindVip(vip) => lines.push((Tool::Shell, bind("del", *vip, None))),
     }
@@ -304,6 +309,12 @@ mod tests {
         assert_eq!(
             lines(&Step::UnbindVip(vip("fd00:96::a", Via::Route))),
             ["Shell: ip -6 route del local fd00:96::a dev kube-ipvs0 table local proto 71"]
+        );
+        let again = lines(&Step::RebindVip { vip: vip("10.96.0.10", Via::Address), source: None });
+        assert_eq!(
+            again,
+            ["Shell: ip -4 address del 10.96.0.10/32 dev kube-ipvs0", "Shell: ip -4 address add 10.96.0.10/32 dev kube-ipvs0"],
+            "an address that is there gets no routes by being replaced"
         );
     }
 }

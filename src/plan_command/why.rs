@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use desired::{ServiceName, Standing};
-use model::{Family, Member, RealServer, RealServerKey, Role, Set, Vip, VirtualServerConfig, VirtualServerKey};
+use model::{Family, Member, RealServer, RealServerKey, Role, Set, Via, Vip, VirtualServerConfig, VirtualServerKey};
 use plan::{RulesChange, Step};
 
 use super::document::{Change, Kind, Part};
@@ -68,11 +68,14 @@ impl<'a> Why<'a> {
             }
             Step::BindVip { vip, .. } => self.of_vip(vip.address),
             Step::RebindVip { vip, source } => {
-                let source = match source {
+                let reason = match source {
+                    _ if vip.via == Via::Address => {
+                        "it is bound, and nothing reaches it: somebody has taken the routes that the kernel made for it".to_owned()
+                    }
                     Some(source) => format!("the node's own connections to it are to come from {source}"),
                     None => "the node has no address of its own that connections to it could come from".to_owned(),
                 };
-                Change { kind: Kind::Edit, reason: source, ..self.of_vip(vip.address) }
+                Change { kind: Kind::Edit, reason, ..self.of_vip(vip.address) }
             }
             Step::RemoveRealServer { key, real } => {
                 Change { kind: Kind::Remove, reason: self.leaving(key, real), ..self.of_virtual_server(key) }
