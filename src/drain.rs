@@ -32,6 +32,12 @@ const CLOSED: Duration = Duration::from_secs(5);
 /// How often a virtual server that leaves has its connections looked at one by one, which costs what there are of them on the node.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// How long a virtual server that leaves outlives its last real server when clients of that were not done. They learn of its end when they
+/// send next: the kernel throws away the connection with that packet, and answers the one after with a reset, which takes the VIP. A
+/// client that has sent in vain since its server died waits twice as long before every attempt, and makes two within this time of
+/// the deadline that such a server has by default.
+const TOLD: Duration = Duration::from_secs(30);
+
 /// How long real servers may take to leave.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -67,8 +73,9 @@ impl Limits {
 pub(crate) struct Drains {
     limits: Limits,
     leaving: BTreeMap<(VirtualServerKey, RealServerKey), Leaving>,
-    /// The virtual servers that leave as a whole, each with the frontend that it served.
-    whole: BTreeMap<VirtualServerKey, VirtualServerKey>,
+    /// Those that the kernel has been told to let go of, until it is known whether it has.
+    going: BTreeMap<(VirtualServerKey, RealServerKey), Leaving>,
+    whole: BTreeMap<VirtualServerKey, Whole>,
     /// What will matter of virtual servers, where that is anything, when their Service and its endpoints may be gone.
     remembered: BTreeMap<VirtualServerKey, Remembered>,
     next_check: Option<Instant>,
@@ -79,6 +86,15 @@ pub(crate) struct Drains {
 struct Remembered {
     drain_timeout: Option<Duration>,
     terminating: BTreeSet<RealServerKey>,
+}
+
+/// A virtual server that leaves as a whole.
+#[derive(Clone, Copy, Debug)]
+struct Whole {
+    /// What it served.
+    frontend: VirtualServerKey,
+    /// Until when it stays without real servers, if it does.
+    told: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -132,7 +148,14 @@ pub(crate) trait Surroundings {
 
 impl Drains {
     pub(crate) const fn new(limits: Limits) -> Self {
-        Self { limits, leaving: BTreeMap::new(), whole: BTreeMap::new(), remembered: BTreeMap::new(), next_check: None }
+        Self {
+            limits,
+            leaving: BTreeMap::new(),
+            going: BTreeMap::new(),
+            whole: BTreeMap::new(),
+            remembered: BTreeMap::new(),
+            next_check: None,
+        }
     }
 
     /// Takes in other limits, for what begins to leave from now on.
@@ -161,11 +184,16 @@ impl Drains {
         self.next_check
     }
 
-    /// The virtual servers that have real servers leaving, and what of `observed` goes along with those that leave as a whole.
+    /// The virtual servers of which real servers are leaving.
+    pub(crate) fn virtual_servers(&self) -> BTreeSet<VirtualServerKey> {
+        self.leaving.keys().map(|(key, _)| *key).collect()
+    }
+
+    /// The virtual servers that have real servers leaving or leave themselves, and what of `observed` goes along with those that leave as a whole.
     pub(crate) fn scope(&self, observed: &State) -> Scope {
-        let virtual_servers = self.leaving.keys().map(|(key, _)| *key).collect();
-        let mut scope = Scope { virtual_servers, ..Scope::default() };
-        for frontend in self.whole.values() {
+        let mut scope = Scope { virtual_servers: self.virtual_servers(), ..Scope::default() };
+        scope.virtual_servers.extend(self.whole.keys());
+        for Whole { frontend, .. } in self.whole.values() {
             let VirtualServerKey::Address { address, .. } = frontend else { continue };
             scope.vips.extend([Via::Route, Via::Address].map(|via| Vip::new(*address, via)));
             for (set, state) in observed.sets.iter().filter(|(set, _)| set.family == frontend.family()) {
@@ -179,12 +207,10 @@ impl Drains {
     /// Adds to `desired` what `held` has beyond it and what is leaving: real servers with weight 0, and with them those of our virtual
     /// servers whose frontend is desired no more, with their VIPs and set members. Both states are about the same keys.
     pub(crate) fn keep_leaving(&mut self, desired: &mut State, held: &State, surroundings: &impl Surroundings, now: Instant) {
-        // Before anything else: a VIP is kept for all that is leaving, be it in scope or not.
-        self.whole.retain(|_, frontend| !surroundings.is_taken(frontend));
         for (key, server) in &held.virtual_servers {
             let served = match desired.virtual_servers.contains_key(key) {
                 true => Some(surroundings.frontend(key).unwrap_or(*key)),
-                false => self.left_behind(key, server, held, surroundings),
+                false => self.left_behind(key, server, held, surroundings, now),
             };
             let Some(frontend) = served else {
                 self.forget(*key);
@@ -198,7 +224,7 @@ impl Drains {
             if desired.virtual_servers.contains_key(key) {
                 self.whole.remove(key);
             } else {
-                self.whole.insert(*key, frontend);
+                self.whole.entry(*key).or_insert(Whole { frontend, told: None });
             }
             let none = VirtualServer { config: server.config, real_servers: RealServers::new() };
             let desired = desired.virtual_servers.entry(*key).or_insert(none);
@@ -209,8 +235,8 @@ impl Drains {
                 self.remember(*key, parting);
             }
         }
-        self.keep_reachable(desired, held);
-        self.next_check = (!self.leaving.is_empty()).then(|| self.next_check.unwrap_or(now + CHECK));
+        self.keep_reachable(desired, held, surroundings);
+        self.next_check = self.goes_on().then(|| self.next_check.unwrap_or(now + CHECK));
     }
 
     /// Forgets what is leaving and not in `observed`, which is the whole node's: somebody else has taken it away, and what was kept for it is
@@ -228,10 +254,15 @@ impl Drains {
         server: &VirtualServer,
         held: &State,
         surroundings: &impl Surroundings,
+        now: Instant,
     ) -> Option<VirtualServerKey> {
-        let frontend = self.whole.get(key).copied().or_else(|| frontend_of(key, held))?;
+        let whole = self.whole.get(key);
+        let frontend = whole.map(|whole| whole.frontend).or_else(|| frontend_of(key, held))?;
+        let stays = !server.real_servers.is_empty() || whole.and_then(|whole| whole.told).is_some_and(|told| now < told);
+        // What is known to leave is ours, whatever has become of the sets that told so.
+        let is_ours = whole.is_some() || surroundings.is_ours(key);
         // The same frontend may go on with another virtual server, and its callers with that.
-        let leaves = !server.real_servers.is_empty() && surroundings.frontend(&frontend).is_none() && surroundings.is_ours(key);
+        let leaves = stays && is_ours && surroundings.frontend(&frontend).is_none();
         (leaves && !surroundings.is_taken(&frontend)).then_some(frontend)
     }
 
@@ -265,12 +296,14 @@ impl Drains {
         }
     }
 
-    /// Keeps the VIPs of virtual servers that leave as a whole, and the set members by which they are known to be ours.
-    fn keep_reachable(&self, desired: &mut State, held: &State) {
-        if self.whole.is_empty() {
+    /// Keeps the VIPs of virtual servers that leave as a whole, and the set members by which they are known to be ours. A VIP is kept for all of
+    /// those, be they in scope or not, but for those that somebody else has by now.
+    fn keep_reachable(&self, desired: &mut State, held: &State, surroundings: &impl Surroundings) {
+        let frontends = self.whole.values().map(|whole| whole.frontend);
+        let frontends: BTreeSet<_> = frontends.filter(|frontend| !surroundings.is_taken(frontend)).collect();
+        if frontends.is_empty() {
             return;
         }
-        let frontends: BTreeSet<_> = self.whole.values().copied().collect();
         let address_of = |frontend: &VirtualServerKey| match *frontend {
             VirtualServerKey::Address { address, .. } => Some(address),
             VirtualServerKey::Mark { .. } => None,
@@ -287,7 +320,8 @@ impl Drains {
                 Member::Ip(address) => addresses.contains(&address),
                 // It says where those inside go, and is nothing to a mark that has been given to another frontend.
                 Member::IpPortMark(.., mark) => {
-                    self.whole.get(&VirtualServerKey::Mark { family: set.family, mark }).copied() == member.frontend()
+                    let whole = self.whole.get(&VirtualServerKey::Mark { family: set.family, mark });
+                    whole.map(|whole| whole.frontend) == member.frontend()
                 }
                 _ => set.role != Role::LoopBack && member.frontend().is_some_and(|frontend| frontends.contains(&frontend)),
             };
@@ -319,7 +353,8 @@ impl Drains {
         half_closed: Option<&HalfClosed>,
         now: Instant,
     ) -> BTreeSet<RealServerKey> {
-        let frontend = self.whole.get(&key).copied();
+        let mut whole = self.whole.get_mut(&key);
+        let frontend = whole.as_ref().map(|whole| whole.frontend);
         let mut gone = BTreeSet::new();
         for ((_, real), leaving) in self.leaving.range_mut(real_servers_of(key)) {
             let RealServerCounters { active, inactive, .. } = counted.get(real).copied().unwrap_or_default();
@@ -334,20 +369,35 @@ impl Drains {
                 };
             }
             let closed = matches!(leaving.closing, Closing::Closed(since) if now >= since + CLOSED);
-            if (active == 0 && inactive == 0) || closed || leaving.has_no_time(now) {
+            let done = (active == 0 && inactive == 0) || closed;
+            if done || leaving.has_no_time(now) {
                 gone.insert(*real);
+                if let (Some(whole), Closing::Open { .. }, false) = (&mut whole, leaving.closing, done) {
+                    whole.is_cut(now);
+                }
             }
         }
-        for real in &gone {
-            self.leaving.remove(&(key, *real));
-        }
-        self.next_check = (!self.leaving.is_empty()).then(|| now + CHECK);
+        self.going.extend(gone.iter().filter_map(|real| self.leaving.remove_entry(&(key, *real))));
+        self.check_later(now);
         gone
     }
 
-    /// Puts the next count off after one that failed.
+    /// Goes on with what was [let go](Self::let_go) of and is in `observed` all the same: with the time that it had, which is over.
+    pub(crate) fn keep_refused(&mut self, observed: &State) {
+        let is_there = |(key, real): &(VirtualServerKey, RealServerKey)| {
+            observed.virtual_servers.get(key).is_some_and(|server| server.real_servers.contains_key(real))
+        };
+        self.leaving.extend(std::mem::take(&mut self.going).into_iter().filter(|(of, _)| is_there(of)));
+    }
+
+    /// Has their connections counted in a while, where there are any.
     pub(crate) fn check_later(&mut self, now: Instant) {
-        self.next_check = (!self.leaving.is_empty()).then(|| now + CHECK);
+        self.next_check = self.goes_on().then(|| now + CHECK);
+    }
+
+    /// Whether anything is leaving.
+    fn goes_on(&self) -> bool {
+        !self.leaving.is_empty() || !self.whole.is_empty()
     }
 
     fn remember(&mut self, key: VirtualServerKey, Parting { drain_timeout, terminating }: Parting<'_>) {
@@ -369,6 +419,15 @@ impl Drains {
 
     fn leaving_of(&self, key: VirtualServerKey) -> impl Iterator<Item = (RealServerKey, &Leaving)> {
         self.leaving.range(real_servers_of(key)).map(|((_, real), leaving)| (*real, leaving))
+    }
+}
+
+impl Whole {
+    /// Loses a real server whose clients are not done. To those of UDP nobody can say so.
+    fn is_cut(&mut self, now: Instant) {
+        if !matches!(self.frontend, VirtualServerKey::Address { protocol: Protocol::Udp, .. }) {
+            self.told = Some(now + TOLD);
+        }
     }
 }
 
@@ -431,433 +490,4 @@ fn frontend_of(key: &VirtualServerKey, held: &State) -> Option<VirtualServerKey>
 }
 
 #[cfg(test)]
-mod tests {
-    use std::num::NonZeroU32;
-    use std::slice::from_ref;
-
-    use super::*;
-    use model::{Family, Scheduler};
-
-    const LIMITS: Limits =
-        Limits { connections: Duration::from_secs(900), datagrams: Duration::from_secs(2), vanished: Duration::from_secs(10) };
-
-    fn key(protocol: Protocol) -> VirtualServerKey {
-        VirtualServerKey::address("10.96.0.1".parse().unwrap(), protocol, 80)
-    }
-
-    fn real(host: u8) -> RealServerKey {
-        RealServerKey::new(std::net::Ipv4Addr::new(10, 244, 0, host).into(), 8080)
-    }
-
-    fn state(protocol: Protocol, hosts: &[u8]) -> State {
-        let mut server = VirtualServer::new(Scheduler::RR, Family::V4);
-        server.real_servers.extend(hosts.iter().map(|host| (real(*host), RealServer::default())));
-        State { virtual_servers: [(key(protocol), server)].into(), ..State::default() }
-    }
-
-    fn weights(state: &State, protocol: Protocol) -> Vec<(RealServerKey, u32)> {
-        state.virtual_servers[&key(protocol)].real_servers.iter().map(|(real, server)| (*real, server.weight)).collect()
-    }
-
-    /// Frontends that are desired, by the virtual servers that serve them. Everything is ours, but for one address.
-    struct Desired(Vec<(VirtualServerKey, VirtualServerKey)>);
-
-    const FOREIGN: &str = "192.0.2.1";
-    const TAKEN: &str = "192.0.2.2";
-
-    impl Surroundings for Desired {
-        fn frontend(&self, key: &VirtualServerKey) -> Option<VirtualServerKey> {
-            self.0.iter().find(|(of, _)| of == key).map(|(_, frontend)| *frontend)
-        }
-
-        fn is_ours(&self, key: &VirtualServerKey) -> bool {
-            !key.to_string().contains(FOREIGN)
-        }
-
-        fn is_taken(&self, frontend: &VirtualServerKey) -> bool {
-            frontend.to_string().contains(TAKEN)
-        }
-
-        fn were_desired(&self) -> bool {
-            true
-        }
-
-        fn standing(&self, _: &VirtualServerKey, _: &RealServerKey) -> Option<Standing> {
-            None
-        }
-
-        fn parting(&self, _: &VirtualServerKey) -> Option<Parting<'_>> {
-            None
-        }
-    }
-
-    /// A Service over TCP that [`itself`] is.
-    #[derive(Clone)]
-    struct Followed {
-        second: Standing,
-        terminating: Vec<RealServerKey>,
-        drain_timeout: Option<Duration>,
-        were_desired: bool,
-    }
-
-    impl Followed {
-        fn with(second: Standing) -> Self {
-            Self { second, terminating: Vec::new(), drain_timeout: None, were_desired: true }
-        }
-    }
-
-    impl Surroundings for Followed {
-        fn frontend(&self, key: &VirtualServerKey) -> Option<VirtualServerKey> {
-            itself().frontend(key)
-        }
-
-        fn is_ours(&self, _: &VirtualServerKey) -> bool {
-            true
-        }
-
-        fn is_taken(&self, _: &VirtualServerKey) -> bool {
-            false
-        }
-
-        fn were_desired(&self) -> bool {
-            self.were_desired
-        }
-
-        fn standing(&self, _: &VirtualServerKey, asked: &RealServerKey) -> Option<Standing> {
-            Some(if *asked == real(2) { self.second } else { Standing::Present })
-        }
-
-        fn parting(&self, _: &VirtualServerKey) -> Option<Parting<'_>> {
-            Some(Parting { drain_timeout: self.drain_timeout, terminating: &self.terminating })
-        }
-    }
-
-    /// When the second real server goes that has connections to its end, after these seconds in which `lives` are seen.
-    fn lasts(lives: &[Followed]) -> Duration {
-        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
-        let held = state(Protocol::Tcp, &[1, 2]);
-        for (seconds, life) in (0..).zip(lives) {
-            let mut desired = state(Protocol::Tcp, if life.terminating.is_empty() { &[1] } else { &[1, 2] });
-            drains.keep_leaving(&mut desired, &held, life, start + Duration::from_secs(seconds));
-        }
-        let goes = |seconds: &u64| {
-            drains.let_go(key(Protocol::Tcp), &counted(2, 1), None, start + Duration::from_secs(*seconds)).contains(&real(2))
-        };
-        Duration::from_secs((0..2000).find(goes).unwrap())
-    }
-
-    #[test]
-    fn e1_who_vanishes_has_less_time_than_who_ends_or_is_not_ready() {
-        let [present, terminating, gone] = [Standing::Present, Standing::Terminating, Standing::Gone].map(Followed::with);
-        let vanished = |seconds| LIMITS.vanished + Duration::from_secs(seconds);
-        assert_eq!(lasts(from_ref(&gone)), vanished(0));
-        assert_eq!(lasts(&[present.clone(), gone.clone(), gone.clone()]), vanished(1), "from when it vanished");
-        assert_eq!(lasts(&[terminating.clone(), gone.clone()]), LIMITS.connections);
-        assert_eq!(lasts(&[present.clone(), terminating.clone(), gone.clone()]), LIMITS.connections);
-        assert_eq!(lasts(&[gone.clone(), present.clone()]), LIMITS.connections, "between two slices it is in neither");
-        assert_eq!(lasts(from_ref(&present)), LIMITS.connections);
-        let stranded = Followed::with(Standing::Stranded);
-        assert_eq!(lasts(&[present.clone(), stranded.clone(), gone.clone()]), vanished(1), "from when its node was not ready");
-        assert_eq!(lasts(&[terminating.clone(), stranded.clone()]), vanished(1), "it will not come to its end there");
-        assert_eq!(lasts(&[stranded, present]), LIMITS.connections, "its node is back");
-
-        let last_one = Followed { terminating: vec![real(2)], ..Followed::with(Standing::Terminating) };
-        assert_eq!(lasts(&[last_one, gone.clone()]), LIMITS.connections + CHECK, "it served while it terminated");
-        let at_start = Followed { were_desired: false, ..gone.clone() };
-        assert_eq!(lasts(&[at_start, gone]), LIMITS.connections, "nobody knows how it went");
-    }
-
-    #[test]
-    fn a2_a_service_says_how_long_its_connections_are_kept_and_is_remembered() {
-        let asked = Duration::from_secs(60);
-        let sixty = Followed { drain_timeout: Some(asked), ..Followed::with(Standing::Terminating) };
-        assert_eq!(lasts(from_ref(&sixty)), asked);
-        let vanished = Followed { second: Standing::Gone, ..sixty.clone() };
-        assert_eq!(lasts(&[vanished]), LIMITS.vanished);
-
-        // The Service is gone by the time that its connections are to be kept.
-        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
-        let (udp, datagrams_counted) = (key(Protocol::Udp), counted(2, 9));
-        let (key, held) = frontend("10.96.0.9", 80);
-        drains.keep_leaving(&mut held.clone(), &held, &sixty, start);
-        kept(&mut drains, &held, &NOTHING, start);
-        let counted = [1, 2].map(|host| (real(host), RealServerCounters { active: 1, ..RealServerCounters::default() })).into();
-        assert!(drains.let_go(key, &counted, None, start + asked - CHECK).is_empty());
-        assert_eq!(drains.let_go(key, &counted, None, start + asked).len(), 2);
-
-        let datagrams = state(Protocol::Udp, &[1, 2]);
-        drains.keep_leaving(&mut state(Protocol::Udp, &[1]), &datagrams, &sixty, start);
-        let gone = drains.let_go(udp, &datagrams_counted, None, start + LIMITS.datagrams);
-        assert_eq!(gone, [real(2)].into(), "datagrams are not connections");
-    }
-
-    /// All that a test wants.
-    fn itself() -> Desired {
-        Desired([Protocol::Tcp, Protocol::Udp].map(|protocol| (key(protocol), key(protocol))).into())
-    }
-
-    fn counted(host: u8, active: u32) -> BTreeMap<RealServerKey, RealServerCounters> {
-        [(real(host), RealServerCounters { active, ..RealServerCounters::default() })].into()
-    }
-
-    #[test]
-    fn a2_who_leaves_stays_with_weight_0_until_its_connections_end_or_its_deadline_passes() {
-        let start = Instant::now();
-        let mut drains = Drains::new(LIMITS);
-        let mut desired = state(Protocol::Tcp, &[1]);
-        drains.keep_leaving(&mut desired, &state(Protocol::Tcp, &[1, 2, 3]), &itself(), start);
-        assert_eq!(weights(&desired, Protocol::Tcp), [(real(1), 1), (real(2), 0), (real(3), 0)]);
-        assert_eq!((drains.len(), drains.next_check()), (2, Some(start + CHECK)));
-
-        let gone = drains.let_go(key(Protocol::Tcp), &counted(2, 5), None, start + CHECK);
-        assert_eq!(gone, [real(3)].into(), "3 has no connections");
-        let gone = drains.let_go(key(Protocol::Tcp), &counted(2, 5), None, start + LIMITS.connections);
-        assert_eq!(gone, [real(2)].into(), "2 has no time left");
-        assert_eq!((drains.len(), drains.next_check()), (0, None));
-    }
-
-    #[test]
-    fn a3_who_is_desired_again_does_not_leave() {
-        let start = Instant::now();
-        let mut drains = Drains::new(LIMITS);
-        let held = state(Protocol::Tcp, &[1, 2]);
-        drains.keep_leaving(&mut state(Protocol::Tcp, &[1]), &held, &itself(), start);
-        let mut desired = state(Protocol::Tcp, &[1, 2]);
-        drains.keep_leaving(&mut desired, &held, &itself(), start + CHECK);
-        assert_eq!(weights(&desired, Protocol::Tcp), [(real(1), 1), (real(2), 1)]);
-        assert_eq!((drains.len(), drains.next_check()), (0, None));
-    }
-
-    #[test]
-    fn who_is_desired_with_weight_0_does_not_leave() {
-        let start = Instant::now();
-        let mut drains = Drains::new(LIMITS);
-        let held = state(Protocol::Tcp, &[1, 2]);
-        let without_2 = || {
-            let mut desired = state(Protocol::Tcp, &[1, 2]);
-            desired.virtual_servers.get_mut(&key(Protocol::Tcp)).unwrap().real_servers.get_mut(&real(2)).unwrap().weight = 0;
-            desired
-        };
-        drains.keep_leaving(&mut without_2(), &held, &itself(), start);
-        assert_eq!((drains.len(), drains.next_check()), (0, None));
-
-        // It left before it was given that weight: its drain ends, and it stays.
-        drains.keep_leaving(&mut state(Protocol::Tcp, &[1]), &held, &itself(), start);
-        let mut desired = without_2();
-        drains.keep_leaving(&mut desired, &held, &itself(), start + CHECK);
-        assert!(drains.let_go(key(Protocol::Tcp), &BTreeMap::new(), None, start + LIMITS.connections).is_empty());
-        assert_eq!(weights(&desired, Protocol::Tcp), [(real(1), 1), (real(2), 0)]);
-    }
-
-    #[test]
-    fn a4_a_deadline_runs_from_the_first_time_and_not_anew_with_every_pass() {
-        let start = Instant::now();
-        let mut drains = Drains::new(LIMITS);
-        let held = state(Protocol::Udp, &[1, 2]);
-        for seconds in 0..2 {
-            drains.keep_leaving(&mut state(Protocol::Udp, &[1]), &held, &itself(), start + Duration::from_secs(seconds));
-        }
-        assert_eq!(drains.let_go(key(Protocol::Udp), &counted(2, 9), None, start + LIMITS.datagrams), [real(2)].into());
-    }
-
-    #[test]
-    fn i1_behind_a_mark_the_frontend_has_the_protocol() {
-        let start = Instant::now();
-        let mark = VirtualServerKey::Mark { family: Family::V4, mark: NonZeroU32::new(7).unwrap() };
-        for (protocol, goes) in [(Protocol::Udp, true), (Protocol::Tcp, false)] {
-            let mut drains = Drains::new(LIMITS);
-            let behind_mark = |hosts| {
-                let mut state = state(protocol, hosts);
-                state.virtual_servers = state.virtual_servers.into_values().map(|server| (mark, server)).collect();
-                state
-            };
-            let surroundings = Desired(vec![(mark, key(protocol))]);
-            drains.keep_leaving(&mut behind_mark(&[1]), &behind_mark(&[1, 2]), &surroundings, start);
-            let gone = drains.let_go(mark, &counted(2, 9), None, start + LIMITS.datagrams);
-            assert_eq!(gone.contains(&real(2)), goes, "{protocol}");
-        }
-    }
-
-    const NOTHING: Desired = Desired(Vec::new());
-
-    fn mark(number: u32) -> VirtualServerKey {
-        VirtualServerKey::Mark { family: Family::V4, mark: NonZeroU32::new(number).unwrap() }
-    }
-
-    /// A frontend at `address` with a VIP, its members in sets, and two real servers.
-    fn frontend(address: &str, port: u16) -> (VirtualServerKey, State) {
-        let address: IpAddr = address.parse().unwrap();
-        let key = VirtualServerKey::address(address, Protocol::Tcp, port);
-        let mut server = VirtualServer::new(Scheduler::RR, Family::V4);
-        server.real_servers.extend([1, 2].map(|host| (real(host), RealServer::default())));
-        let mut state = State { virtual_servers: [(key, server)].into(), ..State::default() };
-        state.vips.insert(Vip::new(address, Via::Route), None);
-        let everyone = "203.0.113.0/24".parse().unwrap();
-        for (role, member) in [
-            (Role::ClusterIp, Member::IpPort(address, Protocol::Tcp, port)),
-            (Role::SourceRange, Member::IpPortNet(address, Protocol::Tcp, port, everyone)),
-            (Role::Vips, Member::Ip(address)),
-        ] {
-            state.sets.entry(Set::new(role, Family::V4)).or_default().members.insert(member);
-        }
-        (key, state)
-    }
-
-    fn merged(mut one: State, other: State) -> State {
-        one.virtual_servers.extend(other.virtual_servers);
-        one.vips.extend(other.vips);
-        for (set, state) in other.sets {
-            one.sets.entry(set).or_default().members.extend(state.members);
-        }
-        one
-    }
-
-    /// The sets alone, and empty: what is desired of a frontend that is deleted.
-    fn deleted(held: &State) -> State {
-        State { sets: held.sets.keys().map(|set| (*set, Default::default())).collect(), ..State::default() }
-    }
-
-    fn kept(drains: &mut Drains, held: &State, surroundings: &Desired, now: Instant) -> State {
-        let mut desired = deleted(held);
-        drains.keep_leaving(&mut desired, held, surroundings, now);
-        desired
-    }
-
-    #[test]
-    fn a5_a_frontend_that_is_deleted_stays_reachable_with_weight_0_until_its_connections_end() {
-        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
-        let (key, held) = frontend("10.96.0.9", 80);
-        let mut wanted = held.clone();
-        wanted.virtual_servers.get_mut(&key).unwrap().real_servers.values_mut().for_each(|real| real.weight = 0);
-        assert_eq!(kept(&mut drains, &held, &NOTHING, start), wanted);
-
-        let counted = |first: u32, second: u32| -> BTreeMap<_, _> {
-            let counters = |active| RealServerCounters { active, inactive: 1, ..RealServerCounters::default() };
-            [(real(1), counters(first)), (real(2), counters(second))].into()
-        };
-        let mut look = |half_closed: &[u8], at: Duration| {
-            assert!(drains.needs_look(key, &counted(1, 0), start + at));
-            let half_closed = half_closed.iter().map(|host| (key, real(*host))).collect();
-            drains.let_go(key, &counted(1, 0), Some(&half_closed), start + at)
-        };
-        assert!(look(&[1, 2], CHECK).is_empty(), "the second one's are half closed");
-        assert!(look(&[1], CHECK + LOOK).is_empty(), "they were closed just now");
-        let ended = start + CHECK + LOOK + CLOSED;
-        assert!(!drains.needs_look(key, &counted(1, 0), ended));
-        assert_eq!(drains.let_go(key, &counted(1, 0), None, ended), [real(2)].into());
-        assert_eq!(drains.let_go(key, &counted(1, 0), None, start + LIMITS.connections), [real(1)].into());
-
-        // All of it goes together, and is looked at for that.
-        let scope = drains.scope(&held);
-        let mut staying = held.restricted_to(&scope);
-        assert_eq!(staying.sets, held.sets);
-        assert_eq!(staying.vips, held.vips);
-        staying.virtual_servers.insert(key, VirtualServer::new(Scheduler::RR, Family::V4));
-        assert_eq!(kept(&mut drains, &staying, &NOTHING, start), deleted(&held));
-        assert_eq!((drains.len(), drains.next_check()), (0, None));
-    }
-
-    #[test]
-    fn a5_a_frontend_that_is_wanted_again_has_its_weights_back_and_does_not_leave() {
-        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
-        let (key, held) = frontend("10.96.0.9", 80);
-        kept(&mut drains, &held, &NOTHING, start);
-        let mut desired = held.clone();
-        drains.keep_leaving(&mut desired, &held, &Desired(vec![(key, key)]), start + CHECK);
-        assert_eq!(desired, held);
-        assert_eq!((drains.len(), drains.next_check()), (0, None));
-        assert!(drains.scope(&held).is_empty());
-    }
-
-    #[test]
-    fn k2_what_others_take_away_while_it_leaves_takes_its_vip_and_members_along() {
-        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
-        let (_, held) = frontend("10.96.0.9", 80);
-        kept(&mut drains, &held, &NOTHING, start);
-        let flushed = State { virtual_servers: BTreeMap::new(), ..held.clone() };
-        drains.forget_missing(&flushed);
-        assert_eq!(kept(&mut drains, &flushed, &NOTHING, start + CHECK), deleted(&held));
-        assert_eq!((drains.len(), drains.next_check()), (0, None));
-    }
-
-    #[test]
-    fn a5_what_could_not_be_looked_at_counts_as_open() {
-        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
-        let (key, held) = frontend("10.96.0.9", 80);
-        kept(&mut drains, &held, &NOTHING, start);
-        let closing = RealServerCounters { inactive: 1, ..RealServerCounters::default() };
-        let counted = [1, 2].map(|host| (real(host), closing)).into();
-        for seconds in 1..100 {
-            assert!(drains.let_go(key, &counted, None, start + Duration::from_secs(seconds)).is_empty());
-        }
-        assert_eq!(drains.let_go(key, &counted, None, start + LIMITS.connections).len(), 2);
-    }
-
-    #[test]
-    fn d5_f4_what_others_have_is_given_up_at_once() {
-        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
-        let (_, held) = frontend(TAKEN, 80);
-        assert_eq!(kept(&mut drains, &held, &NOTHING, start), deleted(&held));
-        assert_eq!((drains.len(), drains.next_check()), (0, None));
-    }
-
-    #[test]
-    fn a5_a_vip_stays_for_as_long_as_one_of_its_frontends_leaves() {
-        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
-        let (http, held) = frontend("10.96.0.9", 80);
-        let (https, other) = frontend("10.96.0.9", 443);
-        kept(&mut drains, &merged(held, other.clone()), &NOTHING, start);
-        assert_eq!(drains.let_go(http, &BTreeMap::new(), None, start + CHECK).len(), 2);
-        // A change that is about the VIP alone.
-        let about_vip = State { vips: other.vips.clone(), ..State::default() };
-        assert_eq!(kept(&mut drains, &about_vip, &NOTHING, start).vips, other.vips);
-        assert_eq!(drains.let_go(https, &BTreeMap::new(), None, start + CHECK).len(), 2);
-    }
-
-    #[test]
-    fn k1_what_is_not_ours_does_not_leave() {
-        let mut drains = Drains::new(LIMITS);
-        let (_, held) = frontend(FOREIGN, 80);
-        assert_eq!(kept(&mut drains, &held, &NOTHING, Instant::now()), deleted(&held));
-        assert_eq!((drains.len(), drains.next_check()), (0, None));
-    }
-
-    /// A frontend with a virtual server behind a mark beside its own.
-    fn with_mark(number: u32) -> (VirtualServerKey, State) {
-        let (key, mut held) = frontend("10.96.0.9", 80);
-        let (VirtualServerKey::Address { address, .. }, VirtualServerKey::Mark { mark: of, .. }) = (key, mark(number)) else {
-            panic!("other keys")
-        };
-        let behind = held.virtual_servers[&key].clone();
-        held.virtual_servers.insert(mark(number), behind);
-        let member = Member::IpPortMark(address, Protocol::Tcp, 80, of);
-        held.sets.entry(Set::new(Role::InCluster, Family::V4)).or_default().members.insert(member);
-        (key, held)
-    }
-
-    #[test]
-    fn a5_behind_a_mark_a_frontend_leaves_alike_unless_it_goes_on_without() {
-        let start = Instant::now();
-        let (key, held) = with_mark(7);
-        let mut drains = Drains::new(LIMITS);
-        let desired = kept(&mut drains, &held, &NOTHING, start);
-        assert!(desired.virtual_servers.contains_key(&mark(7)) && desired.sets == held.sets);
-
-        let mut drains = Drains::new(LIMITS);
-        let desired = kept(&mut drains, &held, &Desired(vec![(key, key)]), start);
-        assert!(!desired.virtual_servers.contains_key(&mark(7)), "callers inside go to the frontend's own virtual server");
-    }
-
-    #[test]
-    fn a5_a_mark_that_another_frontend_has_does_not_lead_there() {
-        let (start, mut drains) = (Instant::now(), Drains::new(LIMITS));
-        let (_, held) = with_mark(7);
-        kept(&mut drains, &held, &NOTHING, start);
-        let mut desired = deleted(&held);
-        desired.virtual_servers.insert(mark(7), VirtualServer::new(Scheduler::RR, Family::V4));
-        let (other, _) = frontend("10.96.0.8", 80);
-        drains.keep_leaving(&mut desired, &held, &Desired(vec![(mark(7), other)]), start + CHECK);
-        assert!(desired.sets[&Set::new(Role::InCluster, Family::V4)].members.is_empty());
-        assert_eq!(desired.virtual_servers[&mark(7)].real_servers.len(), 2, "its connections go on");
-    }
-}
+mod tests;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use model::{Scope, State, VirtualServerKey};
 
 /// Virtual servers asked for at a time. One would do for a table that was emptied.
-const VIRTUAL_SERVERS: usize = 4;
+const VIRTUAL_SERVERS: usize = 2;
 
 /// When to look next, and for what.
 #[derive(Debug)]

@@ -8,7 +8,12 @@ mod answers;
 pub(crate) mod audits;
 #[cfg(test)]
 mod faults;
+mod leaving;
+mod start;
+#[cfg(test)]
+mod stuck;
 mod takeover;
+mod tell;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,7 +25,7 @@ use desired::{Config, Ledger};
 use ipnetwork::IpNetwork;
 use kernel::sysctl::{self, Outcome, Sysctl};
 use kernel::{Failure, Kernel, Leftovers, Mode, Part, Report, Timeouts};
-use model::{Family, Rules, Scheduler, Scope, Set, State, Via, Vip};
+use model::{Family, Member, Rules, Scheduler, Scope, Set, State, Via, Vip};
 use plan::{Order, Ownership, Plan, Step, plan};
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
@@ -32,7 +37,7 @@ use crate::change_log::ChangeLog;
 use crate::control::{AskReconciler, DesiredTable, DesiredVirtualServer, Stage};
 use crate::disturbances::Disturbances;
 use crate::drain::{Drains, Limits};
-use crate::health::{HEARTBEAT, Health};
+use crate::health::{HEARTBEAT, Health, Life};
 use crate::mailbox::{Fragments, Letter, Mailbox, NodeSettings};
 use crate::metrics::{Metrics, Pass, Phase};
 use crate::news::News;
@@ -45,16 +50,9 @@ use crate::survey::OTHER_MODE;
 use crate::sysctls;
 use crate::traffic::{Owned, Owners};
 
-/// For how long what was observed at the start is good enough for the first pass. Lists take longer only where an API server is in trouble, and
-/// then there may have been others at work.
-const ADOPTED: Duration = Duration::from_secs(10);
-
 /// For how long after a pass what comes is gathered for the next. A single change finds the reconciler idle and is done at once; of a burst the
 /// changes share what each pass costs beside them.
 const GATHERING: Duration = Duration::from_millis(2);
-
-/// How many virtual servers are made together where there are none.
-const PART: usize = 500;
 
 /// How many steps of a repair are named in the log, of each stage.
 const NAMED_STEPS: usize = 3;
@@ -65,6 +63,8 @@ pub(crate) struct Settings {
     pub(crate) tuning: Tuning,
     /// Whether what kube-proxy in IPVS mode has left is removed when it is not needed any more.
     pub(crate) take_over: bool,
+    /// How long it may get nowhere before it counts as stuck.
+    pub(crate) stuck_after: Duration,
 }
 
 /// What of it may change while it works.
@@ -97,7 +97,8 @@ pub(crate) struct Running {
 /// When no thread can be made.
 pub(crate) fn spawn(kernel: Kernel, settings: Settings, mailbox: Mailbox, news: News, metrics: Metrics) -> anyhow::Result<Running> {
     let now = Instant::now();
-    let (health, health_of) = watch::channel(Health::default());
+    let life = Life { pulse: kernel.pulse().clone(), patience: settings.stuck_after };
+    let (health, health_of) = watch::channel(Health { life, ..Health::default() });
     let (lacking, lacking_schedulers) = watch::channel(BTreeSet::new());
     let reconciler = Reconciler {
         ledger: Ledger::new(&settings.config),
@@ -115,9 +116,11 @@ pub(crate) fn spawn(kernel: Kernel, settings: Settings, mailbox: Mailbox, news: 
         arriving: Fragments::new(),
         prepared: false,
         complete: false,
+        begun: false,
         listing: true,
         on_saved: false,
         refused: Refusals::default(),
+        unread: None,
         news,
         patrol: Patrol::new(settings.tuning.check_period, now),
         disturbances: Disturbances::new(now),
@@ -140,7 +143,7 @@ struct Reconciler {
     /// In which order real servers are added.
     order: Order,
     stale_flows: StaleFlows,
-    /// What kube-proxy has left, until it is removed.
+    /// kube-proxy, until what it has left is gone for good.
     predecessor: Option<Predecessor>,
     rules: BTreeMap<Family, Rules>,
     /// What the kernel holds, as far as it is known; `None` when only an observation can tell.
@@ -156,12 +159,16 @@ struct Reconciler {
     prepared: bool,
     /// Whether everything that exists has been listed.
     complete: bool,
+    /// Whether all that is desired has been compared with all that the kernel holds since then.
+    begun: bool,
     /// Whether not everything has been listed: what is desired is what was told first, or saved, and older perhaps than what the kernel holds.
     listing: bool,
     /// Whether what was saved is served meanwhile.
     on_saved: bool,
     /// What the kernel did not take since the last observation.
     refused: Refusals,
+    /// Why the last observation failed, until one does not.
+    unread: Option<String>,
     news: News,
     patrol: Patrol,
     /// What others may have changed.
@@ -177,7 +184,7 @@ impl Reconciler {
         // While the API server's lists are on their way.
         self.adopt();
         loop {
-            self.came_round();
+            self.kernel.pulse().beat();
             let gathering = self.gathering_until.take();
             match mailbox.take_after(gathering, self.patience()) {
                 Some(letter) if letter.stop => {
@@ -197,7 +204,7 @@ impl Reconciler {
             }
             if self.audits.next() <= now {
                 self.audit();
-            } else if self.complete {
+            } else if self.begun {
                 self.repair(now);
             }
             // Once for all that has been done since the last time: each look at flows costs what there are of them on the node.
@@ -208,17 +215,9 @@ impl Reconciler {
     /// How long there is nothing to do unless a letter comes.
     fn patience(&self) -> Duration {
         let now = Instant::now();
-        let disturbed = self.disturbances.due().filter(|_| self.complete);
+        let disturbed = self.disturbances.due().filter(|_| self.begun);
         let due = [Some(self.audits.next()), self.drains.next_check(), self.patrol.next(), disturbed, self.change_log.due()];
         due.into_iter().flatten().map(|due| due.saturating_duration_since(now)).fold(HEARTBEAT, Duration::min)
-    }
-
-    /// Leaves a sign of life. Nobody is woken by it.
-    fn came_round(&self) {
-        self.health.send_if_modified(|health| {
-            health.came_round = Some(Instant::now());
-            false
-        });
     }
 
     fn read(&mut self, letter: Letter) {
@@ -251,7 +250,8 @@ impl Reconciler {
             scope = Scope::default();
         }
         scope.extend(self.merge(letter.urgent));
-        self.change(&scope, rules);
+        // With nothing to serve before the rest, sets are made when it is known how many members they will have.
+        self.change(&scope, rules && (self.complete || self.listing));
         if letter.complete && !self.complete {
             let begun = Instant::now();
             let mut services = std::mem::take(&mut self.arriving);
@@ -262,8 +262,6 @@ impl Reconciler {
             }
             self.metrics.count_phase(Phase::Desired, begun.elapsed());
             self.news.post(Origin::Others, self.ledger.take_problems());
-            self.bring_in();
-            self.complete = true;
             self.first_pass();
         } else {
             let scope = self.merge(letter.services);
@@ -279,31 +277,6 @@ impl Reconciler {
         }
     }
 
-    /// Notes whether the kernel holds what was saved, where that is what is desired. What it holds besides is no difference.
-    fn note_saved(&self) {
-        if self.on_saved && self.observed.is_some() {
-            let outcome = self.refused.first().map_or(Ok(()), Err);
-            self.health.send_modify(|health| {
-                health.note(Instant::now(), outcome);
-                health.saved_once = true;
-            });
-        }
-    }
-
-    /// Takes in Services while others are still listed; the pass over everything serves them with the rest.
-    fn take_arriving(&mut self, fragments: Fragments) {
-        if self.observed.is_none() {
-            // What the kernel holds has to be known first: the ledger goes on with the marks of an earlier run.
-            self.arriving.extend(fragments);
-            return;
-        }
-        let begun = Instant::now();
-        for (service, fragment) in std::mem::take(&mut self.arriving).into_iter().chain(fragments) {
-            self.ledger.set(&service, fragment);
-        }
-        self.metrics.count_phase(Phase::Desired, begun.elapsed());
-    }
-
     /// Takes in what the operator has decided since. What it changes of what the kernel holds, the next pass brings in line.
     fn tune(&mut self, tuning: Tuning) {
         let now = Instant::now();
@@ -316,6 +289,7 @@ impl Reconciler {
             sysctls::report(sysctl, &sysctl.ensure());
         }
         self.settings.tuning = tuning;
+        self.audits.doubt();
         if self.complete {
             self.keep_timeouts(Pass::Start);
         }
@@ -364,12 +338,7 @@ impl Reconciler {
             // What the kernel holds besides was perhaps told after the last time that it was saved.
             self.planned(&desired, &held, &Ownership::Scope).additions()
         } else {
-            self.drains.keep_leaving(
-                &mut desired,
-                &held,
-                &Known { ledger: &self.ledger, ours: None, complete: self.complete },
-                begun,
-            );
+            self.drains.keep_leaving(&mut desired, &held, &Known { ledger: &self.ledger, ours: None, complete: self.begun }, begun);
             self.planned(&desired, &held, &Ownership::Scope)
         };
         self.apply(&plan, Pass::Change, begun);
@@ -383,81 +352,19 @@ impl Reconciler {
         }
     }
 
-    /// Counts the connections of real servers that are leaving, and removes those that are done.
-    fn drain(&mut self, pass: Pass) {
-        let begun = Instant::now();
-        let Some(observed) = &self.observed else {
-            self.drains.check_later(begun);
-            return;
-        };
-        let scope = self.drains.scope(observed);
-        let mut counted = BTreeMap::new();
-        for key in &scope.virtual_servers {
-            match self.kernel.connections(key) {
-                Ok(counters) => counted.extend([(*key, counters)]),
-                Err(error) => {
-                    warn!(%key, %error, "cannot count the connections of real servers that are leaving; trying again");
-                    self.drains.check_later(begun);
-                }
-            }
-        }
-        let half_closed = counted.iter().any(|(key, counters)| self.drains.needs_look(*key, counters, begun)).then(|| {
-            let half_closed = self.kernel.half_closed();
-            half_closed.inspect_err(|error| warn!(%error, "cannot tell half-closed connections from closed ones; keeping both"))
-        });
-        let half_closed = half_closed.and_then(Result::ok);
-        let gone: BTreeMap<_, _> =
-            counted.iter().map(|(key, counters)| (*key, self.drains.let_go(*key, counters, half_closed.as_ref(), begun))).collect();
-        for (real, counters) in gone
-            .iter()
-            .filter_map(|(key, gone)| Some((gone, counted.get(key)?)))
-            .flat_map(|(gone, counters)| gone.iter().map(move |real| (real, counters)))
-        {
-            self.metrics.count_drain(counters.get(real).is_some_and(|counters| counters.active > 0));
-        }
-        let held = observed.restricted_to(&scope);
-        let mut staying = held.clone();
-        for (key, server) in &mut staying.virtual_servers {
-            server.real_servers.retain(|real| gone.get(key).is_none_or(|gone| !gone.contains(real)));
-        }
-        let mut desired = self.ledger.desired(&scope);
-        self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
-        self.drains.keep_leaving(
-            &mut desired,
-            &staying,
-            &Known { ledger: &self.ledger, ours: None, complete: self.complete },
-            begun,
-        );
-        let plan = self.planned(&desired, &held, &Ownership::Scope);
-        if !plan.is_empty() {
-            self.apply(&plan, pass, begun);
-        }
-    }
-
-    /// Observes the kernel for the first time, and takes over what an earlier run has left there.
-    fn adopt(&mut self) {
-        let begun = Instant::now();
-        match self.observe() {
-            Ok(mut observed) => {
-                if let Err(error) = self.kernel.remove_remains() {
-                    debug!(%error, "cannot remove the set that an earlier run was filling; the next that does so removes it");
-                }
-                if self.settings.take_over {
-                    self.take_over(&mut observed);
-                }
-                self.ledger.adopt(&observed);
-                self.observed = Some(observed);
-                self.observed_at = begun;
-            }
-            Err(error) => self.failed(Pass::Start, begun, &error),
-        }
-    }
-
+    /// Reads everything, a part after the other. Once the packet rules have been read, for which programs are needed, what was remembered is worth
+    /// nothing beside what is read now, and would take as much memory once more. Until then it serves changes.
     fn observe(&mut self) -> Result<State, kernel::Error> {
         let begun = Instant::now();
-        let observed = self.kernel.observe();
+        let mut observed = State::default();
+        let mut read = Ok(());
+        for part in Part::ALL {
+            read = read.and_then(|()| self.kernel.observe_part(part, &mut observed));
+            self.observed.take_if(|_| read.is_ok());
+        }
         self.metrics.count_phase(Phase::Observe, begun.elapsed());
-        observed
+        self.unread.take_if(|_| read.is_ok());
+        read.map(|()| observed)
     }
 
     /// The plan from `observed` to `desired`, in this node's order.
@@ -466,22 +373,6 @@ impl Reconciler {
         let plan = plan(desired, observed, ownership).in_order(self.order, desired);
         self.metrics.count_phase(Phase::Plan, begun.elapsed());
         plan
-    }
-
-    /// Makes the sets and installs the packet rules before there is any virtual server that needs them. Removes nothing.
-    fn prepare(&mut self, begun: Instant) {
-        let Some(observed) = &self.observed else { return };
-        let sets = self.settings.config.families.iter().flat_map(|family| Set::of_family(*family));
-        let scope = Scope { members: sets.map(|set| (set, BTreeSet::new())).collect(), ..Scope::default() };
-        let scope = self.widened(scope, observed);
-        let mut desired = self.ledger.desired(&scope);
-        let mut held = observed.restricted_to(&scope);
-        self.keep_members(&mut desired, &held);
-        desired.rules.clone_from(&self.rules);
-        held.rules.clone_from(&observed.rules);
-        self.prepared = true;
-        let plan = self.planned(&desired, &held, &Ownership::Scope);
-        self.apply(&plan, Pass::Start, begun);
     }
 
     /// The scope, with all members of every set in it that has to grow: a larger set takes the place of the whole.
@@ -496,18 +387,6 @@ impl Reconciler {
             }
         }
         scope
-    }
-
-    /// Until everything has been listed, a member that nobody has asked for yet may still be wanted: of a set that grows early it is carried over.
-    fn keep_members(&self, desired: &mut State, held: &State) {
-        if self.complete {
-            return;
-        }
-        for (set, held) in &held.sets {
-            if let Some(desired) = desired.sets.get_mut(set) {
-                desired.members.extend(&held.members);
-            }
-        }
     }
 
     /// Looks whether some of what must be there is.
@@ -534,63 +413,17 @@ impl Reconciler {
                 }
                 self.pass_over(Pass::Repair, observed, now);
             }
-            Err(error) => self.failed(Pass::Repair, now, &error),
-        }
-    }
-
-    /// Makes what is missing as a whole before the pass over everything at the start, a part at a time: what all of it together takes on the way
-    /// would stay with the process, as holes between what it keeps.
-    fn bring_in(&mut self) {
-        let Some(observed) = self.observed.as_ref().filter(|_| self.observed_at.elapsed() < ADOPTED) else { return };
-        let missing: Vec<_> = self.ledger.keys().filter(|key| !observed.virtual_servers.contains_key(key)).collect();
-        if missing.len() <= PART {
-            return;
-        }
-        // The sets as a whole, so that none of them has to grow, and with them the packet rules.
-        let sets = self.settings.config.families.iter().flat_map(|family| Set::of_family(*family));
-        let members = sets.map(|set| (set, self.ledger.members(set).collect())).collect();
-        self.prepared = true;
-        self.add_missing(&Scope { members, ..Scope::default() });
-        for part in missing.chunks(PART) {
-            // What must not be done after a failure, the pass over everything knows: it has all steps in one plan. It also binds the VIPs: the kernel
-            // looks each real server up among the addresses of the node, which is the dearer the more there are.
-            if !self.refused.is_empty() {
-                return;
+            Err(error) => {
+                self.observed = Some(observed);
+                self.audits.doubt();
+                self.failed(Pass::Repair, now, &error);
             }
-            self.add_missing(&Scope { virtual_servers: part.iter().copied().collect(), ..Scope::default() });
-        }
-    }
-
-    /// Adds what is missing as a whole of what `scope` names, and the packet rules where they are. Changes and removes nothing.
-    fn add_missing(&mut self, scope: &Scope) {
-        let begun = Instant::now();
-        // Where a failure has left it open what the kernel holds, the pass over everything finds out.
-        let Some(observed) = &self.observed else { return };
-        let mut desired = self.ledger.desired(scope);
-        let mut held = observed.restricted_to(scope);
-        desired.rules.clone_from(&self.rules);
-        held.rules.clone_from(&observed.rules);
-        self.schedulers.serve(&mut desired, |scheduler| self.kernel.offers(scheduler));
-        let plan = self.planned(&desired, &held, &Ownership::Scope).additions();
-        self.apply(&plan, Pass::Start, begun);
-        self.share(&desired);
-    }
-
-    /// The pass over everything at the start. What was adopted a moment ago has been kept in line with what was done since, and is not read a
-    /// second time: on a full kernel that is most of a restart.
-    fn first_pass(&mut self) {
-        let fresh = self.observed_at.elapsed() < ADOPTED;
-        match self.observed.take().filter(|_| fresh) {
-            Some(observed) => self.pass_over(Pass::Start, observed, Instant::now()),
-            None => self.pass(Pass::Start),
         }
     }
 
     /// A pass over everything.
     fn pass(&mut self, pass: Pass) {
         let begun = Instant::now();
-        // What was remembered is worth nothing beside what is read now, and would take as much memory once more.
-        self.observed = None;
         match self.observe() {
             Ok(observed) => self.pass_over(pass, observed, begun),
             Err(error) => {
@@ -604,6 +437,7 @@ impl Reconciler {
     fn pass_over(&mut self, pass: Pass, observed: State, begun: Instant) {
         if pass != Pass::Repair {
             self.audits.put_off(begun);
+            self.audits.trust();
             self.refused.clear();
         }
         self.keep_timeouts(pass);
@@ -628,6 +462,7 @@ impl Reconciler {
             }
         }
         self.apply(&plan, pass, begun);
+        self.begun = true;
         if pass == Pass::Start {
             // What went while no agent was running has left flows behind.
             self.stale_flows.extend(self.ledger.keys());
@@ -681,6 +516,7 @@ impl Reconciler {
             }
         } else {
             self.audits.hasten(Instant::now());
+            self.audits.doubt();
         }
         self.gathering_until = Some(Instant::now() + GATHERING);
         self.metrics.count_pass(pass, begun.elapsed(), report.failures.is_empty());
@@ -698,7 +534,7 @@ impl Reconciler {
             self.change_log.note(pass, plan, report.undone(), begun.elapsed(), owners, Instant::now());
         }
         if self.complete {
-            let outcome = self.refused.first().map_or(Ok(()), Err);
+            let outcome = self.outcome();
             self.health.send_modify(|health| {
                 health.note(Instant::now(), outcome);
                 health.synced_once = true;
@@ -715,79 +551,5 @@ impl Reconciler {
         news.retain(|scheduler| self.schedulers.note_lacking(*scheduler));
         let virtual_servers = refused().filter(|(_, scheduler)| news.contains(scheduler)).map(|(key, _)| key).collect();
         Scope { virtual_servers, ..Scope::default() }
-    }
-
-    /// Has the kernel forget the UDP flows that lead to nobody any more.
-    fn forget_stale_flows(&mut self) {
-        let Some(observed) = &self.observed else { return };
-        for (family, frontends) in self.stale_flows.take(observed, |key| self.ledger.in_cluster(key)) {
-            let begun = Instant::now();
-            match self.kernel.flush_udp(family, |flow| frontends.is_stale(flow)) {
-                Ok(flows) => {
-                    if flows > 0 {
-                        info!(%family, flows, elapsed = ?begun.elapsed(), "forgot UDP flows that led to nobody");
-                    }
-                    self.metrics.count_flush(family, begun.elapsed(), Some(flows));
-                }
-                Err(error) if error.is_missing_module() => {
-                    warn!(%error, "UDP clients that keep their port may stay with real servers that are gone");
-                    self.stale_flows.give_up();
-                    return;
-                }
-                Err(error) => {
-                    warn!(%family, %error, "UDP clients that keep their port may stay with real servers that are gone; trying again with the next audit");
-                    self.metrics.count_flush(family, begun.elapsed(), None);
-                    self.stale_flows.put_off(&frontends);
-                }
-            }
-        }
-    }
-
-    /// Remembers and reports what was refused, and forgets what was refused before of what this plan was about.
-    fn note(&mut self, plan: &Plan, report: &Report) {
-        if !self.refused.is_empty() {
-            for key in plan.steps().filter_map(Step::virtual_server) {
-                self.refused.forget(key);
-            }
-        }
-        for Failure { step, error } in &report.failures {
-            if let Step::ChangeRules(family, ..) = step {
-                self.metrics.upstream.count_restore_failure(*family);
-            }
-            let key = step.virtual_server();
-            match key.and_then(|key| self.ledger.owner(&key)) {
-                // It is a problem of that Service, and said as such once.
-                Some(service) => debug!(%step, %service, %error, "a step was refused"),
-                None => warn!(%step, %error, "a step was refused"),
-            }
-            self.refused.add(key, step.to_string(), error.to_string());
-        }
-    }
-
-    fn failed(&mut self, pass: Pass, begun: Instant, error: &kernel::Error) {
-        error!(%error, "cannot observe the kernel's state; what it holds keeps serving");
-        self.observed = None;
-        self.audits.hasten(Instant::now());
-        self.metrics.count_pass(pass, begun.elapsed(), false);
-        self.health.send_modify(|health| health.note(Instant::now(), Err(error.to_string())));
-    }
-
-    fn count_objects(&self) {
-        self.metrics.refused.set(i64::try_from(self.refused.len()).unwrap_or(i64::MAX));
-        let Some(observed) = &self.observed else { return };
-        let count = |kind: &str, number: usize| {
-            self.metrics.objects.with_label_values(&[kind]).set(i64::try_from(number).unwrap_or(i64::MAX));
-        };
-        count("virtual_server", observed.virtual_servers.len());
-        count("draining_real_server", self.drains.len());
-        count("vip", observed.vips.len());
-        count("set_member", observed.sets.values().map(|set| set.members.len()).sum());
-    }
-
-    /// Notes that it is known what the kernel holds, after all that has been told was tried.
-    fn note_synced(&self) {
-        if self.complete && self.observed.is_some() {
-            self.metrics.upstream.note_synced();
-        }
     }
 }

@@ -36,7 +36,10 @@ struct NodePort {
 /// The relays of all Services with node ports. To be used inside a `LocalSet`.
 #[derive(Default)]
 pub(crate) struct Relays {
-    wanted: BTreeMap<ServiceName, BTreeMap<NodePort, SocketAddr>>,
+    /// By Service, the node ports that it has.
+    wanted: BTreeMap<ServiceName, BTreeSet<NodePort>>,
+    /// Where connections to a node port go; two Services may claim the same for a moment, and the first by name has it.
+    targets: BTreeMap<NodePort, BTreeMap<ServiceName, SocketAddr>>,
     running: BTreeMap<NodePort, (SocketAddr, Task)>,
 }
 
@@ -52,13 +55,24 @@ impl Relays {
     /// Starts and stops what the fragment of `service` asks for; `None` for a Service that is gone.
     pub(crate) fn set(&mut self, service: &ServiceName, fragment: Option<&Fragment>) {
         let after = fragment.map(node_ports).unwrap_or_default();
-        let before = self.wanted.remove(service).unwrap_or_default();
-        let touched: BTreeSet<_> = before.keys().chain(after.keys()).copied().collect();
+        let mut touched = self.wanted.remove(service).unwrap_or_default();
+        for node_port in &touched {
+            if let Some(targets) = self.targets.get_mut(node_port) {
+                targets.remove(service);
+            }
+        }
         if !after.is_empty() {
-            self.wanted.insert(service.clone(), after);
+            self.wanted.insert(service.clone(), after.keys().copied().collect());
+        }
+        for (node_port, target) in after {
+            self.targets.entry(node_port).or_default().insert(service.clone(), target);
+            touched.insert(node_port);
         }
         for node_port in touched {
-            let target = self.wanted.values().find_map(|ports| ports.get(&node_port)).copied();
+            let target = self.targets.get(&node_port).and_then(|targets| targets.values().next()).copied();
+            if target.is_none() {
+                self.targets.remove(&node_port);
+            }
             match (target, self.running.get(&node_port)) {
                 (Some(target), Some((running, _))) if *running == target => {}
                 (Some(target), _) => {

@@ -29,11 +29,13 @@ pub(super) struct Audits {
     /// The wait after the next failure. Doubles up to the period.
     retry: Duration,
     number: u64,
+    /// Whether what is remembered may be something else than what is desired, although nothing is known to be refused.
+    doubtful: bool,
 }
 
 impl Audits {
     pub(super) fn new(pace: Pace, now: Instant) -> Self {
-        Self { pace, next: now + pace.period, cost: Duration::ZERO, retry: RETRY, number: 0 }
+        Self { pace, next: now + pace.period, cost: Duration::ZERO, retry: RETRY, number: 0, doubtful: false }
     }
 
     pub(super) const fn next(&self) -> Instant {
@@ -75,6 +77,16 @@ impl Audits {
         self.retry = RETRY;
     }
 
+    /// Has the next one compare everything with what is desired: something was left undone, or is to be otherwise.
+    pub(super) const fn doubt(&mut self) {
+        self.doubtful = true;
+    }
+
+    /// Everything has been compared with what is desired.
+    pub(super) const fn trust(&mut self) {
+        self.doubtful = false;
+    }
+
     fn note_cost(&mut self, cost: Duration) {
         self.cost = cost;
     }
@@ -82,7 +94,7 @@ impl Audits {
     /// Counts one more; whether nothing that is remembered is to be trusted in it.
     const fn is_whole(&mut self) -> bool {
         self.number += 1;
-        self.number.is_multiple_of(WHOLE)
+        self.doubtful || self.number.is_multiple_of(WHOLE)
     }
 }
 
@@ -102,6 +114,10 @@ impl Reconciler {
     /// in line with what is desired by every change. Now and then the whole is compared all the same, lest a mistake of ours stays.
     fn compare(&mut self) {
         let (begun, used) = (Instant::now(), processor_time());
+        if !self.begun {
+            // The kernel could not be read when everything had been listed.
+            return self.pass(Pass::Start);
+        }
         let trusted = !self.audits.is_whole() && self.refused.is_empty() && self.schedulers.lacks_none();
         let Some(mut observed) = self.observed.take_if(|_| trusted) else { return self.pass(Pass::Audit) };
         let differing = self.kernel.differing(&observed).and_then(|differing| {
@@ -121,6 +137,9 @@ impl Reconciler {
             }
             Ok(_) => self.pass_over(Pass::Audit, observed, begun),
             Err(error) => {
+                // What was read until then is taken for what it is, and what is remembered of the rest serves changes until it can be read.
+                self.observed = Some(observed);
+                self.audits.doubt();
                 self.audits.put_off(begun);
                 self.failed(Pass::Audit, begun, &error);
             }
@@ -191,5 +210,14 @@ mod tests {
         let mut audits = Audits::new(PACE, Instant::now());
         let whole: Vec<_> = (1..=30).filter(|_| audits.is_whole()).collect();
         assert_eq!(whole, [10, 20, 30]);
+    }
+
+    #[test]
+    fn what_is_in_doubt_makes_audits_whole_until_one_has_compared_everything() {
+        let mut audits = Audits::new(PACE, Instant::now());
+        audits.doubt();
+        assert!(audits.is_whole() && audits.is_whole(), "the first may have failed");
+        audits.trust();
+        assert!(!audits.is_whole());
     }
 }
