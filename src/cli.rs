@@ -125,7 +125,7 @@ pub(crate) struct Run {
     #[arg(long, default_value = "services", value_name = "DETAIL")]
     pub(crate) traffic_metrics: TrafficMetrics,
 
-    /// How many real servers have counters of their own (with --traffic-metrics real-servers); how many have not for that is a metric as well
+    /// How many real servers have counters of their own (with --traffic-metrics real-servers); the number of those left out is a metric as well
     #[arg(long, default_value_t = 1000, value_name = "NUMBER")]
     pub(crate) traffic_metrics_limit: usize,
 
@@ -219,7 +219,7 @@ pub(crate) struct Proxy {
     pub(crate) load_balancer_exclude_cidrs: Vec<IpNetwork>,
 
     /// Which Nodes to watch at an API server (of manifests all are read). The addresses of other Nodes are needed to refuse Services that would take them; in a cluster of thousands
-    /// that is an object a Node and five minutes, which `own` saves, and other Nodes' addresses are then not protected
+    /// that is one object per Node every five minutes, which `own` saves, and other Nodes' addresses are then not protected
     #[arg(long, default_value = "all", value_name = "WHICH")]
     pub(crate) watch_nodes: WatchNodes,
 

@@ -25,10 +25,10 @@ impl Exit {
     pub(crate) const HELP: &str = "\
 Exit codes:
   0  done, or stopped by SIGTERM or SIGINT (by default the kernel keeps what it holds)
-  1  failed
+  1  failed, or a check did
   2  a flag, file or kubeconfig is invalid; plan: there are changes, and what is invalid ends with 1
   3  the node lacks IPVS, ipset or iptables
-  4  a capability is missing (CAP_NET_ADMIN, and but for status CAP_NET_RAW)
+  4  CAP_NET_ADMIN or, but for status and top, CAP_NET_RAW is missing; init: it may not set a sysctl
   5  run --once: some objects were refused or could not be read";
 
     /// The code. `plan` uses 2 as other programs do that say by their code whether there is something to do.

@@ -43,12 +43,19 @@ impl Answer {
     }
 }
 
-/// How long a client may take over its request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may take.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// A client over its request's head.
+    head: Duration,
+    /// All of it.
+    whole: Duration,
+}
+
+/// Who reads an answer this slowly is no probe.
+const PATIENCE: Patience = Patience { head: Duration::from_secs(10), whole: Duration::from_secs(30) };
 /// How large a request's head may be, in bytes. Nobody has a reason to send more than a path and a few headers.
 const HEAD_LIMIT: usize = 16 * 1024;
-/// How long a connection may take in all: who reads an answer this slowly is no probe.
-const TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections served at a time. For one more the oldest is given up: a request that is whole is answered at once, so it is one whose client
 /// takes its time.
 const CONNECTIONS: usize = 64;
@@ -118,7 +125,7 @@ pub(crate) async fn serve<F, R>(
         let called = stream.local_addr()?.ip().to_canonical();
         Ok((stream, called))
     };
-    accept(next, answer).await;
+    accept(next, PATIENCE, answer).await;
 }
 
 /// A listener on the control socket at `path`, which only root can use: mode 0600 in a directory of mode 0700.
@@ -150,11 +157,11 @@ where
     F: Fn(String) -> R + Clone + 'static,
     R: Future<Output = Answer> + 'static,
 {
-    accept(async || listener.accept().await.map(|(stream, _)| (stream, ())), move |path, ()| answer(path)).await;
+    accept(async || listener.accept().await.map(|(stream, _)| (stream, ())), PATIENCE, move |path, ()| answer(path)).await;
 }
 
 /// Answers whoever `next` brings, with what it says of where they have called.
-async fn accept<S, C, F, R>(next: impl AsyncFn() -> io::Result<(S, C)>, answer: F)
+async fn accept<S, C, F, R>(next: impl AsyncFn() -> io::Result<(S, C)>, patience: Patience, answer: F)
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
     C: Copy + 'static,
@@ -167,9 +174,9 @@ where
             Ok((stream, called)) => {
                 let answer = answer.clone();
                 connections.add(tokio::task::spawn_local(async move {
-                    let served = connection(stream, move |path| answer(path, called));
-                    if tokio::time::timeout(TIMEOUT, served).await.is_err() {
-                        debug!("a connection took longer than {} s", TIMEOUT.as_secs());
+                    let served = connection(stream, patience.head, move |path| answer(path, called));
+                    if tokio::time::timeout(patience.whole, served).await.is_err() {
+                        debug!("a connection took longer than {} s", patience.whole.as_secs());
                     }
                 }));
             }
@@ -204,7 +211,7 @@ impl Drop for Connections {
     }
 }
 
-async fn connection<S, F, R>(stream: S, answer: F)
+async fn connection<S, F, R>(stream: S, head: Duration, answer: F)
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
     F: Fn(String) -> R + Clone + 'static,
@@ -216,7 +223,7 @@ where
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(head)
         .max_buf_size(HEAD_LIMIT)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service)
@@ -275,6 +282,33 @@ mod tests {
         .await
         .unwrap();
         address
+    }
+
+    /// The address of one that has this patience, and of which every answer but `/healthz` is larger than what the kernel keeps for a client that
+    /// does not read.
+    async fn server_with(patience: Patience) -> SocketAddr {
+        let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let next = async move || listener.accept().await.map(|(stream, _)| (stream, ()));
+        let answer = |path: String, ()| {
+            let more = if path == "/healthz" { 0 } else { LARGE };
+            std::future::ready(Answer::text(StatusCode::OK, &(path + &" ".repeat(more))))
+        };
+        spawn_local(accept(next, patience, answer));
+        address
+    }
+
+    /// Bytes of an answer, many times what `net.ipv4.tcp_wmem` and `tcp_rmem` allow.
+    const LARGE: usize = 64 << 20;
+
+    /// How many bytes there are to read until the connection ends.
+    async fn read_to_end(stream: &mut TcpStream) -> usize {
+        let (mut read, mut buffer) = (0, vec![0; 1 << 16]);
+        // One that is reset has ended too.
+        while let Ok(some @ 1..) = timeout(LONG, stream.read(&mut buffer)).await.unwrap() {
+            read += some;
+        }
+        read
     }
 
     async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), head: &str) -> String {
@@ -351,6 +385,52 @@ mod tests {
                 let mut stream = TcpStream::connect(address).await.unwrap();
                 let answer = ask(&mut stream, &head(HEAD_LIMIT)).await;
                 assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+            })
+            .await;
+    }
+
+    #[tokio::test]
+    async fn half_a_head_is_waited_for_until_its_time_is_up_and_no_longer() {
+        LocalSet::new()
+            .run_until(async {
+                let head = Duration::from_millis(500);
+                let address = server_with(Patience { head, whole: 10 * LONG }).await;
+                let begun = Instant::now();
+                let mut slow = TcpStream::connect(address).await.unwrap();
+                slow.write_all(b"GET /healthz HTTP/1.1\r\nHost: no").await.unwrap();
+                assert!(get(address).await.ends_with("/healthz\n"), "others are answered meanwhile");
+                let answered = ask(&mut slow, "").await;
+                assert!(begun.elapsed() >= head, "{:?}", begun.elapsed());
+                assert!(!answered.contains("200 OK"), "{answered}");
+                // One that is whole before that is answered, however slowly it came.
+                let mut slow = TcpStream::connect(address).await.unwrap();
+                slow.write_all(b"GET /healthz HTTP/1.1\r\nHost: no").await.unwrap();
+                tokio::time::sleep(head / 5).await;
+                assert!(ask(&mut slow, "de\r\n\r\n").await.ends_with("/healthz\n"));
+            })
+            .await;
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_is_cut_off_and_keeps_nobody_waiting() {
+        LocalSet::new()
+            .run_until(async {
+                let whole = Duration::from_millis(500);
+                let address = server_with(Patience { head: LONG, whole }).await;
+                let request = b"GET /large HTTP/1.1\r\nHost: node\r\n\r\n";
+                let mut idle = TcpStream::connect(address).await.unwrap();
+                idle.write_all(request).await.unwrap();
+                assert!(get(address).await.ends_with("/healthz\n"), "others are answered meanwhile");
+                // The server's timer is due before this one.
+                tokio::time::sleep(2 * whole).await;
+                let read = read_to_end(&mut idle).await;
+                assert!((1..LARGE).contains(&read), "{read} bytes: what the kernel had taken, and no more");
+                assert!(get(address).await.ends_with("/healthz\n"));
+
+                let address = server_with(Patience { head: LONG, whole: LONG }).await;
+                let mut keen = TcpStream::connect(address).await.unwrap();
+                keen.write_all(request).await.unwrap();
+                assert!(read_to_end(&mut keen).await > LARGE, "who reads has all of it");
             })
             .await;
     }

@@ -170,7 +170,7 @@ mod tests {
     use crate::events;
     use crate::events::tests::{client, hasty};
     use crate::freshness::Freshness;
-    use crate::health::Health;
+    use crate::health::{Health, Life};
     use apiserver::{ApiServer, Options, Resource};
     use tokio::sync::watch;
 
@@ -246,8 +246,10 @@ mod tests {
         let (events, writer) = events::channel(client(&server).await, "node-1".to_owned(), hasty(), metrics.clone());
         let writing = tokio::spawn(writer.run());
         let (freshness, begun) = (Freshness::new(), Instant::now());
-        let (health, seen_health) = watch::channel(Health { synced_once: true, ..Health::default() });
         let limit = Duration::from_secs(100);
+        // The clock of this test is ahead of that by which it is known how long nothing was heard of the thread.
+        let life = Life { patience: limit * 10, ..Life::default() };
+        let (health, seen_health) = watch::channel(Health { synced_once: true, life, ..Health::default() });
         let reliance = Reliance { health: seen_health, freshness: Some(freshness), max_staleness: watch::channel(limit).1 };
         let signs = Signs { reliance, metrics: metrics.clone() };
         let mut watcher = Watcher::new(begun);

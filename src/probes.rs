@@ -1,7 +1,7 @@
 //! What `/healthz` and `/livez` answer.
 //!
 //! `/healthz` asks whether the node may be relied on and is to be sent traffic at all, `/livez` whether a restart of the agent could help. It cannot help against an API server
-//! that is away: what is known by then would only have to be learnt again.
+//! that is away, nor against objects that the kernel refuses: what is known by then would only have to be learnt again. It can where the reconciler's thread is stuck.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Instant, SystemTime};
@@ -61,7 +61,7 @@ impl Probes {
         };
         let health = self.reliance.health.borrow().clone();
         let (now, current) = (Instant::now(), SystemTime::now());
-        let unhealthy = if ready { self.reliance.against(now) } else { health.unhealthy(now) };
+        let unhealthy = if ready { self.reliance.against(now) } else { health.stuck(now) };
         let against = self.eligibility.borrow().against().filter(|_| ready);
         let is_good = unhealthy.is_none() && against.is_none();
         let ago = health.last_success.map(|then| now.saturating_duration_since(then));
@@ -104,8 +104,9 @@ fn rfc3339(time: SystemTime) -> Option<String> {
 mod tests {
     use super::*;
     use crate::freshness::{Freshness, Saved};
-    use crate::health::Health;
+    use crate::health::{Health, Life};
     use crate::source::Kind;
+    use kernel::Pulse;
     use std::time::Duration;
 
     fn probes(health: watch::Receiver<Health>, freshness: Option<Freshness>, limit: Duration) -> Probes {
@@ -147,7 +148,8 @@ mod tests {
             shape(&probes.answer("/healthz")),
             format!("{{lastUpdated:{NEVER},currentTime:time,nodeEligible:false,healthy:false,{reason}}}")
         );
-        assert_eq!(shape(&probes.answer("/livez")), format!("{{lastUpdated:{NEVER},currentTime:time,healthy:false,{reason}}}"));
+        let alive = probes.answer("/livez");
+        assert_eq!((alive.status, shape(&alive)), (StatusCode::OK, "{lastUpdated:time,currentTime:time,healthy:true}".to_owned()));
 
         health.send_modify(|health| {
             health.synced_once = true;
@@ -203,6 +205,38 @@ mod tests {
     }
 
     #[test]
+    fn j8_liveness_fails_where_the_reconciler_is_stuck_and_nowhere_else() {
+        let limit = Duration::from_secs(1);
+        let pulse = Pulse::default();
+        let life = Life { pulse: pulse.clone(), patience: limit * 60 };
+        let (health, health_of) = watch::channel(Health { life, ..Health::default() });
+        let probes = probes(health_of, None, Duration::ZERO);
+        let well = (StatusCode::OK, String::new());
+        assert_eq!(asked(&probes, "/livez"), well, "before the first synchronisation");
+        assert_eq!(asked(&probes, "/healthz").0, StatusCode::SERVICE_UNAVAILABLE);
+
+        let long_ago = Instant::now().checked_sub(crate::health::LIMIT * 2).unwrap();
+        health.send_modify(|health| {
+            health.synced_once = true;
+            health.note(long_ago, Err("no such scheduler".to_owned()));
+        });
+        assert_eq!(asked(&probes, "/livez"), well, "what the kernel refuses it refuses after a restart as well");
+        assert!(asked(&probes, "/healthz").1.contains("no such scheduler"));
+
+        std::thread::sleep(limit);
+        health.send_modify(|health| health.life.patience = limit);
+        for path in ["/healthz", "/livez"] {
+            let (status, reason) = asked(&probes, path);
+            assert!(
+                status == StatusCode::SERVICE_UNAVAILABLE && reason.contains("reconciler has been stuck for"),
+                "{path}: {reason}"
+            );
+        }
+        pulse.beat();
+        assert_eq!(asked(&probes, "/livez"), well, "it gets on again");
+    }
+
+    #[test]
     fn j10_what_was_saved_is_relied_on_until_it_is_too_old() {
         let (health, health_of) = watch::channel(Health::default());
         let freshness = Freshness::new();
@@ -212,7 +246,6 @@ mod tests {
         assert!(asked(&probes, "/healthz").1.contains("first synchronisation"), "it is not in the kernel yet");
         health.send_modify(|health| {
             health.saved_once = true;
-            health.came_round = Some(Instant::now());
             health.note(Instant::now(), Ok(()));
         });
         let (well, limit) = ((StatusCode::OK, String::new()), Duration::from_secs(60));
@@ -224,14 +257,7 @@ mod tests {
         assert!(reason.ends_with("served is what was saved 90 s ago, which is longer than --max-staleness (60 s)"), "{reason}");
         assert_eq!(asked(&limited(&probes, limit), "/livez"), well);
 
-        health.send_modify(|health| health.came_round = Instant::now().checked_sub(Duration::from_secs(200)));
-        for path in ["/healthz", "/livez"] {
-            assert!(asked(&probes, path).1.contains("stuck"), "{path}");
-        }
-        health.send_modify(|health| {
-            health.came_round = Some(Instant::now());
-            health.note(Instant::now(), Err("no such scheduler".to_owned()));
-        });
+        health.send_modify(|health| health.note(Instant::now(), Err("no such scheduler".to_owned())));
         assert_eq!(asked(&probes, "/healthz"), well, "as long as upstream forgives");
 
         freshness.note_saved(None);

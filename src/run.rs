@@ -32,7 +32,7 @@ use crate::eligibility::Eligibility;
 use crate::events::{Events, Happening};
 use crate::exit::{Ending, Exit, kernel_ending};
 use crate::freshness::Freshness;
-use crate::health::Health;
+use crate::health::{Health, STUCK};
 use crate::health_check::HealthChecks;
 use crate::http;
 use crate::listeners::Sockets;
@@ -145,6 +145,7 @@ fn proxy(given: &Given, effective: &Rc<Effective>, logs: Logs, prepared: Prepare
         config: config.clone(),
         tuning: tuning(arguments),
         take_over: arguments.proxy.kube_proxy_leftovers == KubeProxyLeftovers::Remove,
+        stuck_after: STUCK,
     };
     let news = News::default();
     let Running { health, lacking_schedulers, thread } =

@@ -41,7 +41,8 @@ impl Running {
         let mut sources =
             Sources { events, network: followed, sockets: Sockets::follow(LONG).unwrap(), lacking_schedulers, config, asks };
         let backoff = (Duration::from_millis(20), Duration::from_millis(100));
-        let source = ApiSource::new(client, NODE.to_owned(), Tuning { backoff, ..Tuning::default() }, Freshness::new());
+        let tuning = Tuning { backoff, apart: Duration::ZERO, ..Tuning::default() };
+        let source = ApiSource::new(client, NODE.to_owned(), tuning, Freshness::new());
         let tasks = vec![
             tokio::spawn(async move { source.run(sender).await }),
             tokio::spawn(Writer::run(writer)),

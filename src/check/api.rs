@@ -137,7 +137,7 @@ fn access(group: &str, resource: &str, verb: &str, allowed: bool) -> Finding {
         return Finding::ok(check, "allowed");
     }
     let remedy = format!(
-        "grant `apiGroups: [\"{group}\"], resources: [\"{resource}\"], verbs: [\"{verb}\"]` in the ClusterRole (manifests/rbac.yaml)"
+        "grant `apiGroups: [\"{group}\"], resources: [\"{resource}\"], verbs: [\"{verb}\"]` in the ClusterRole (manifests/base/rbac.yaml)"
     );
     if verb == "create" {
         return Finding::warn(check, "not allowed: problems with Services are in the agent's log and metrics alone", remedy);

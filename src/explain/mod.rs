@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
     #[arg(value_name = "ADDRESS[:PORT]|SERVICE", value_parser = Target::parse)]
     target: Target,
 
-    /// Who calls; pods, the node and callers from outside each by themselves unless given
+    /// The caller's address; without it, pods, the node and outside callers are described in turn
     #[arg(long, value_name = "IP")]
     from: Option<IpAddr>,
 

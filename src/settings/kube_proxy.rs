@@ -29,7 +29,7 @@ pub(crate) struct KubeProxy {
     #[arg(long, default_value = "32768", value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(..=i64::from(i32::MAX)))]
     pub(crate) conntrack_max_per_core: u32,
 
-    /// Connections that the node can track, at least; with --conntrack-max-per-core 0 nothing
+    /// Connections that the node can track, at least; ignored when --conntrack-max-per-core is 0
     #[arg(long, default_value = "131072", value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(..=i64::from(i32::MAX)))]
     pub(crate) conntrack_min: u32,
 

@@ -11,8 +11,8 @@ use crate::cli::CONTROL_SOCKET;
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Keys are those of top; h shows them. Without a terminal, and in one that cannot move its cursor (TERM=dumb), the same comes as plain
-text, again and again. NO_COLOR switches colours off.
+    after_help = "Keys are those of top; h shows them. Without a terminal, and in one that cannot move its cursor (TERM=dumb), the same comes as plain \
+                  text, again and again. NO_COLOR switches colours off.
 
 Examples:
   kube-ipvs top

@@ -68,6 +68,7 @@ impl Kernel {
                     if let Err(error) = self.flavour.apply(*family, change) {
                         report.fail(*index, (*step).clone(), error);
                     }
+                    self.pulse.beat();
                 }
                 report.in_kernel += begun.elapsed();
             }

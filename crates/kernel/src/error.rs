@@ -32,6 +32,8 @@ enum Cause {
     Denied(String),
     /// A program failed or is not there.
     Tool { message: String, missing: bool },
+    /// The socket does not answer as sockets do.
+    Stuck(String),
     /// A dump was interrupted by changes, or answers were lost, more often than worth trying again.
     Interrupted,
 }
@@ -87,6 +89,10 @@ impl Error {
 
     pub(crate) fn missing_tool(context: impl Into<String>, message: impl Into<String>) -> Self {
         Self { context: context.into(), cause: Cause::Tool { message: message.into(), missing: true } }
+    }
+
+    pub(crate) fn stuck(context: impl Into<String>, what: impl Into<String>) -> Self {
+        Self { context: context.into(), cause: Cause::Stuck(what.into()) }
     }
 
     pub(crate) fn interrupted(context: impl Into<String>) -> Self {
@@ -150,7 +156,12 @@ impl Error {
 
     /// Whether the way to the kernel broke down, so that nothing is known of what else went the same way.
     pub(crate) const fn is_breakdown(&self) -> bool {
-        matches!(self.cause, Cause::Io(_) | Cause::Malformed(_) | Cause::Interrupted)
+        matches!(self.cause, Cause::Io(_) | Cause::Malformed(_) | Cause::Stuck(_) | Cause::Interrupted)
+    }
+
+    /// Whether it takes another socket to go on.
+    pub(crate) const fn is_stuck(&self) -> bool {
+        matches!(self.cause, Cause::Stuck(_))
     }
 
     /// Whether the same request may well succeed when it is made again at once.
@@ -163,7 +174,7 @@ impl Error {
     pub fn leaves_state_unknown(&self) -> bool {
         match &self.cause {
             Cause::Refused { .. } => self.already_exists() || self.is_gone() || self.errno() == Some(ENOBUFS),
-            Cause::Io(_) | Cause::Malformed(_) | Cause::Interrupted => true,
+            Cause::Io(_) | Cause::Malformed(_) | Cause::Stuck(_) | Cause::Interrupted => true,
             Cause::MissingFeature(_) | Cause::MissingScheduler(_) | Cause::Denied(_) | Cause::Tool { .. } => false,
         }
     }
@@ -183,7 +194,9 @@ impl fmt::Display for Error {
             }
             Cause::Io(error) => error.fmt(f),
             Cause::Malformed(what) => write!(f, "the kernel's answer makes no sense: {what}"),
-            Cause::MissingFeature(message) | Cause::Denied(message) | Cause::Tool { message, .. } => f.write_str(message),
+            Cause::MissingFeature(message) | Cause::Denied(message) | Cause::Tool { message, .. } | Cause::Stuck(message) => {
+                f.write_str(message)
+            }
             Cause::MissingScheduler(name) => {
                 write!(f, "this kernel has none of that name: load its module with `modprobe ip_vs_{name}`, or choose another")
             }

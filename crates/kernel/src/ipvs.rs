@@ -1,5 +1,7 @@
 //! The IPVS table.
 
+mod buckets;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 use std::process::{Command, Stdio};
@@ -14,6 +16,7 @@ use plan::Step;
 use wire::ipvs::{Dest, FAMILY, Ipvs as Codec, Service, Timeouts, parse_dest, parse_info, parse_service, parse_timeouts};
 use wire::{Malformed, genl};
 
+use self::buckets::Buckets;
 use crate::apply::step_at;
 use crate::observe::Compared;
 use crate::pipeline::{Outcome, Pipeline};
@@ -79,7 +82,12 @@ pub(crate) struct Ipvs {
     /// For listing real servers, one virtual server at a time: the kernel sizes and clears its buffers by the largest read the socket has
     /// ever asked for.
     dests: Socket,
+    /// In which order virtual servers are best made, once that is known.
+    buckets: Option<Buckets>,
 }
+
+/// From so many virtual servers on, it matters in which order they are made.
+const MANY: usize = 256;
 
 const ENOENT: i32 = 2;
 
@@ -113,7 +121,8 @@ impl Ipvs {
                 })?
             }
         };
-        Ok(Self { codec: Codec::new(family), socket, dests: Socket::for_small_dumps(NlFamily::Generic, "IPVS")? })
+        let dests = Socket::for_small_dumps(NlFamily::Generic, "IPVS")?;
+        Ok(Self { codec: Codec::new(family), socket, dests, buckets: None })
     }
 
     pub(crate) const fn sockets(&mut self) -> [&mut Socket; 2] {
@@ -123,6 +132,7 @@ impl Ipvs {
     /// All virtual servers with their real servers. Those that the model has no words for are left out; they are not ours.
     pub(crate) fn observe(&mut self) -> Result<BTreeMap<VirtualServerKey, VirtualServer>, Error> {
         let virtual_servers = self.services(|service| Ok((service.key, service.config)))?;
+        self.buckets = Buckets::of_listing(virtual_servers.iter().map(|(key, _)| key)).or(self.buckets);
         let with_servers = virtual_servers.into_iter().map(|(key, config)| {
             let real_servers = self.dests(&key, |dest| Ok((dest.key, dest.server)))?;
             Ok((key, VirtualServer { config, real_servers: real_servers.into_iter().collect() }))
@@ -282,12 +292,8 @@ impl Ipvs {
 
     /// Carries out those of `steps` that are about virtual servers; each comes with its place in the plan.
     pub(crate) fn apply(&mut self, steps: &[(usize, &Step)], report: &mut Report) {
-        let codec = self.codec;
-        let mut pipeline = Pipeline::new(&mut self.socket, refused);
-        for (index, step) in steps {
-            write_step(&mut pipeline, codec, *index, step);
-        }
-        let Outcome { failures, broken } = pipeline.finish();
+        let Outcome { mut failures, broken } = self.carry_out(steps);
+        failures.sort_by_key(|(subject, _)| subject.index);
         let step_at = |index: usize| step_at(steps, index).cloned();
         let mut refused_wholes = BTreeSet::new();
         for (subject, error) in failures {
@@ -311,6 +317,32 @@ impl Ipvs {
         if let (Some(error), Some((index, step))) = (broken, steps.first()) {
             report.fail(*index, (*step).clone(), error);
         }
+    }
+
+    /// As they come, but many virtual servers are made in the order in which the kernel is fastest.
+    fn carry_out(&mut self, steps: &[(usize, &Step)]) -> Outcome<Subject> {
+        if steps.iter().filter(|(_, step)| matches!(step, Step::AddVirtualServer { .. })).count() < MANY {
+            return self.write(steps);
+        }
+        let mut steps = steps.to_vec();
+        if let Some(buckets) = self.buckets {
+            buckets.sort(&mut steps, |(_, step)| step.virtual_server());
+        }
+        let outcome = self.write(&steps);
+        if self.buckets.is_none() && outcome.broken.is_none() {
+            // For the next time. What cannot be listed costs time and nothing else.
+            self.buckets = self.services(|service| Ok(service.key)).ok().and_then(|keys| Buckets::of_listing(&keys));
+        }
+        outcome
+    }
+
+    fn write(&mut self, steps: &[(usize, &Step)]) -> Outcome<Subject> {
+        let codec = self.codec;
+        let mut pipeline = Pipeline::new(&mut self.socket, refused);
+        for (index, step) in steps {
+            write_step(&mut pipeline, codec, *index, step);
+        }
+        pipeline.finish()
     }
 }
 

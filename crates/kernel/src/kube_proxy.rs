@@ -67,6 +67,23 @@ impl Leftovers {
         self.rules.is_empty() && self.sets.is_empty()
     }
 
+    /// Whether there is anything to remove of kube-proxy in IPVS mode. Chains alone say nothing, unless they are those of that mode: the kubelet has
+    /// some of the same names.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        match self.mode {
+            Mode::None => !self.sets.is_empty(),
+            Mode::Ipvs => !self.is_empty(),
+            Mode::Iptables => false,
+        }
+    }
+
+    /// Whether packet rules of IPVS mode can be removed of which `left` has nothing: they have come since.
+    #[must_use]
+    pub fn has_more_rules_than(&self, left: &Self) -> bool {
+        self.mode == Mode::Ipvs && self.rules.iter().any(|rule| !left.rules.contains(rule))
+    }
+
     /// What removes its packet rules: where, and as what input for the program that restores them.
     pub fn rules(&self) -> impl Iterator<Item = (Flavour, Family, &str)> {
         self.rules.iter().map(|(flavour, family, removal)| (*flavour, *family, removal.as_str()))
@@ -109,6 +126,7 @@ impl Kernel {
         for flavour in Flavour::installed()? {
             for family in &self.families {
                 let saved = flavour.save(*family)?;
+                self.pulse.beat();
                 let mode = text::mode(&saved);
                 found.mode = found.mode.max(mode);
                 if mode != Mode::Iptables {
@@ -150,6 +168,7 @@ impl Kernel {
     pub fn remove_kube_proxy(&mut self, found: &mut Leftovers) -> Result<(), Error> {
         while let Some((flavour, family, removal)) = found.rules.last() {
             flavour.restore(*family, removal)?;
+            self.pulse.beat();
             found.rules.pop();
         }
         let mut in_use = None;

@@ -35,6 +35,7 @@ mod pipeline;
 mod preflight;
 mod processor;
 mod program;
+mod pulse;
 mod removals;
 mod report;
 mod rules;
@@ -58,6 +59,7 @@ pub use monitor::{Monitor, Notice};
 pub use observe::Part;
 pub use preflight::{Capability, known_families, supported_families};
 pub use processor::processor_time;
+pub use pulse::Pulse;
 pub use removals::Removals;
 pub use report::{Failure, Report};
 pub use rules::{Flavour, Inventory};
@@ -67,6 +69,7 @@ pub use wire::ipvs::Timeouts;
 pub use wire::rtnl::Link;
 
 use ipvs::Ipvs;
+use socket::Socket;
 
 /// The kernel of this network namespace: its IPVS table, ipsets, VIPs, packet rules and flows.
 pub struct Kernel {
@@ -76,6 +79,7 @@ pub struct Kernel {
     ipset: Ipset,
     vips: Vips,
     conntrack: Conntrack,
+    pulse: Pulse,
 }
 
 impl Kernel {
@@ -86,22 +90,35 @@ impl Kernel {
     pub fn open(families: &BTreeSet<Family>) -> Result<Self, Error> {
         Capability::NetAdmin.check()?;
         Capability::NetRaw.check()?;
-        Ok(Self {
+        let mut kernel = Self {
             ipvs: Ipvs::open()?,
             ipset: Ipset::open()?,
             vips: Vips::open()?,
             conntrack: Conntrack::open()?,
             flavour: Flavour::detect()?,
             families: families.clone(),
-        })
+            pulse: Pulse::default(),
+        };
+        let pulse = kernel.pulse.clone();
+        kernel.sockets().for_each(|socket| socket.beat(pulse.clone()));
+        Ok(kernel)
+    }
+
+    /// When the kernel last did something that it was asked for. Whoever uses it may add beats for what else there is to do.
+    #[must_use]
+    pub const fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    fn sockets(&mut self) -> impl Iterator<Item = &mut Socket> {
+        let Self { ipvs, ipset, vips, conntrack, .. } = self;
+        ipvs.sockets().into_iter().chain(ipset.sockets()).chain(vips.sockets()).chain(conntrack.sockets())
     }
 
     /// Has all that is said to the kernel from now on, and all it answers, go by somebody who spoils some of it; each socket has one of
     /// its own. For tests.
     pub fn interfere(&mut self, mut with: impl FnMut() -> Box<dyn Interference>) {
-        let Self { ipvs, ipset, vips, conntrack, .. } = self;
-        let sockets = ipvs.sockets().into_iter().chain(ipset.sockets()).chain(vips.sockets()).chain(conntrack.sockets());
-        sockets.for_each(|socket| socket.interfere(with()));
+        self.sockets().for_each(|socket| socket.interfere(with()));
     }
 
     /// Which iptables the packet rules are in.

@@ -9,14 +9,14 @@ use crate::{Bound, Error, Kernel};
 /// A part of a [`State`] that is read by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
+    /// The packet rules that are ours. They come first: programs read them, which may fail where everything else goes on.
+    Rules,
     /// The sets that are ours, with their members.
     Sets,
     /// All virtual servers.
     VirtualServers,
     /// The VIPs that are ours.
     Vips,
-    /// The packet rules that are ours.
-    Rules,
 }
 
 /// Listed objects, as they are compared with those that are remembered.
@@ -44,7 +44,7 @@ impl Compared {
 
 impl Part {
     /// All parts.
-    pub const ALL: [Self; 4] = [Self::Sets, Self::VirtualServers, Self::Vips, Self::Rules];
+    pub const ALL: [Self; 4] = [Self::Rules, Self::Sets, Self::VirtualServers, Self::Vips];
 }
 
 impl Kernel {
@@ -65,7 +65,7 @@ impl Kernel {
                 (state.vips, state.unreached) = (vips, unreached);
             }
             Part::Rules => {
-                let read = |family| self.flavour.observe(family).map(|rules| (family, rules));
+                let read = |family| self.flavour.observe(family).map(|rules| (family, rules)).inspect(|_| self.pulse.beat());
                 let rules = self.families.iter().map(|family| read(*family)).collect::<Result<Vec<_>, _>>()?;
                 state.rules = rules.into_iter().filter(|(_, rules)| *rules != Rules::default()).collect();
             }

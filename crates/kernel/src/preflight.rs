@@ -13,7 +13,8 @@ use crate::Error;
 pub enum Capability {
     /// `CAP_NET_ADMIN`: to change the network.
     NetAdmin,
-    /// `CAP_NET_RAW`: iptables asks the kernel about tables and sets through a raw socket.
+    /// `CAP_NET_RAW`: iptables asks the kernel about sets through a raw socket, in either flavour, to load a rule that asks one and to print it
+    /// (`get_version`, extensions/libxt_set.h); and the legacy flavour about tables. Without it none of our rules can be read or installed.
     NetRaw,
 }
 

@@ -4,6 +4,7 @@
 //! never on the change path. `iptables-restore` commits each table as one transaction.
 
 pub(crate) mod kube_proxy;
+mod saved;
 mod text;
 mod tools;
 

@@ -1,5 +1,9 @@
 //! A netlink socket: batches and dumps, sent and answered without ever waiting.
 
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
 use std::io;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
@@ -9,7 +13,7 @@ use neli::socket::NlSocket;
 use neli::utils::Groups;
 use wire::{Batch, Body, Malformed, Message, Messages};
 
-use crate::Error;
+use crate::{Error, Pulse};
 
 /// The kernel's own limit on a part of a dump is 32 KiB; a socket that has asked for less gets less. So this is never too small.
 const DUMP_BUFFER: usize = 64 * 1024;
@@ -20,10 +24,15 @@ const REQUEST: usize = 256;
 /// How often a dump that did not come in full is begun again before it counts as failed.
 const DUMP_ATTEMPTS: usize = 8;
 
+/// How long it may take to read the answer to a request, of a dump with all its attempts. The largest there are, some millions of flows,
+/// take seconds. All sockets of a [`Kernel`](crate::Kernel) one after another take less than the agent's watchdog allows for one turn.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// A netlink socket of one family.
 ///
 /// The kernel handles a request inside `send`, and produces the next part of a dump inside `recv`. An answer is therefore there when it
-/// is asked for, or it will never be: the socket does not block, so no request can get stuck.
+/// is asked for, or it will never be: the socket does not block, and a request that finds nothing fails at once. One that finds ever more,
+/// but not the end of its answer, fails after a while. Either way the socket does not do what sockets do, and is replaced by another.
 pub(crate) struct Socket {
     inner: NlSocket,
     how: How,
@@ -32,6 +41,7 @@ pub(crate) struct Socket {
     seq: u32,
     /// How long batches have been with the kernel.
     in_kernel: Duration,
+    pulse: Pulse,
     interference: Option<Box<dyn Interference>>,
 }
 
@@ -46,8 +56,9 @@ struct How {
 }
 
 impl How {
-    fn open(&self) -> io::Result<NlSocket> {
-        let socket = NlSocket::connect(self.family, None, Groups::new_groups(self.groups))?;
+    /// Opens one, which the kernel is to call by the number `port` if there is one.
+    fn open(&self, port: Option<u32>) -> io::Result<NlSocket> {
+        let socket = NlSocket::connect(self.family, port, Groups::new_groups(self.groups))?;
         socket.enable_ext_ack(true)?;
         if !self.waits {
             socket.nonblock()?;
@@ -62,17 +73,26 @@ impl How {
 
 /// Somebody between a socket and the kernel who spoils some of what is said: for tests of what becomes of errors.
 pub trait Interference: Send {
-    /// What is about to be sent. An error is returned in place of sending; `None` lets nothing be sent and says that it was.
+    /// What is about to be sent. What is returned is sent in its place, and an error in place of sending; `None` lets nothing be sent and
+    /// says that it was.
     ///
     /// # Errors
     /// The one that sending is to fail with.
-    fn send<'a>(&mut self, bytes: &'a [u8]) -> io::Result<Option<&'a [u8]>>;
+    fn send<'a>(&mut self, bytes: &'a [u8]) -> io::Result<Option<Cow<'a, [u8]>>>;
 
     /// What was received: the length of what is at the start of `buffer`, or the error of receiving it. What is returned takes its place.
     ///
     /// # Errors
     /// The one that receiving is to fail with.
     fn receive(&mut self, received: io::Result<usize>, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// The socket has been replaced by another: nothing of what was said on it before will come any more.
+    fn replaced(&mut self) {}
+
+    /// How long it may take to read the answer to a request.
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
 }
 
 /// A message of a batch that the kernel did not carry out.
@@ -114,13 +134,19 @@ impl Socket {
     /// A socket called `what` in errors. `buffer` is the size of its receive buffer, which is also the size of the parts the kernel
     /// allocates for a dump: a small one makes many small dumps cheaper.
     fn open_as(how: How, what: &'static str, buffer: usize) -> Result<Self, Error> {
-        let inner = how.open().map_err(|error| Error::io(format!("opening the {what} netlink socket"), error))?;
-        Ok(Self { inner, how, what, buffer: vec![0; buffer], seq: 0, in_kernel: Duration::ZERO, interference: None })
+        let inner = how.open(None).map_err(|error| Error::io(format!("opening the {what} netlink socket"), error))?;
+        let pulse = Pulse::default();
+        Ok(Self { inner, how, what, buffer: vec![0; buffer], seq: 0, in_kernel: Duration::ZERO, pulse, interference: None })
     }
 
     /// Has what is said go by `interference` from now on.
     pub(crate) fn interfere(&mut self, interference: Box<dyn Interference>) {
         self.interference = Some(interference);
+    }
+
+    /// Has `pulse` beat with each answer from now on.
+    pub(crate) fn beat(&mut self, pulse: Pulse) {
+        self.pulse = pulse;
     }
 
     /// Have `receive` fail when there is nothing to receive.
@@ -155,10 +181,11 @@ impl Socket {
         let sent = self.send(batch);
         batch.clear();
         sent.map_err(|error| self.failed(error))?;
-        let result = self.collect(&seqs).and_then(|refusals| self.ensure_over(seqs).map(|()| refusals));
+        let deadline = self.deadline();
+        let result = self.collect(&seqs, deadline).and_then(|refusals| self.ensure_over(seqs, deadline).map(|()| refusals));
         self.in_kernel += begun.elapsed();
-        if result.is_err() {
-            self.drain();
+        if let Err(error) = &result {
+            self.recover(error);
         }
         result
     }
@@ -168,11 +195,11 @@ impl Socket {
         std::mem::take(&mut self.in_kernel)
     }
 
-    fn collect(&mut self, seqs: &RangeInclusive<u32>) -> Result<Vec<Refusal>, Error> {
+    fn collect(&mut self, seqs: &RangeInclusive<u32>, deadline: Instant) -> Result<Vec<Refusal>, Error> {
         let mut refusals = Vec::new();
         let what = self.what;
         loop {
-            for message in Messages::new(self.receive()?) {
+            for message in Messages::new(self.answer_by(deadline)?) {
                 let message = message.map_err(|error| Error::malformed(what, error))?;
                 if !seqs.contains(&message.seq) {
                     continue;
@@ -205,7 +232,10 @@ impl Socket {
         write(&mut batch, seq).map_err(|error| Error::malformed(context, error))?;
         self.send(&batch).map_err(|error| self.failed(error))?;
         let result = self.answer(context, seq, read);
-        self.drain();
+        match &result {
+            Err(error) => self.recover(error),
+            Ok(_) => self.drain(),
+        }
         result
     }
 
@@ -215,8 +245,9 @@ impl Socket {
         seq: u32,
         read: impl Fn(&Message<'_>, &[u8]) -> Result<T, Malformed>,
     ) -> Result<Option<T>, Error> {
+        let deadline = self.deadline();
         loop {
-            for message in Messages::new(self.receive()?) {
+            for message in Messages::new(self.answer_by(deadline)?) {
                 let message = message.map_err(|error| Error::malformed(context, error))?;
                 if message.seq != seq {
                     continue;
@@ -251,24 +282,29 @@ impl Socket {
     ) -> Result<T, Error> {
         let mut batch = Batch::with_capacity(REQUEST);
         let mut error = None;
+        let deadline = self.deadline();
         for _ in 0..DUMP_ATTEMPTS {
             let seq = self.next_seq();
             batch.clear();
             write(&mut batch, seq).map_err(|error| Error::malformed(context, error))?;
             let mut objects = T::default();
             let parts = self.send(&batch).map_err(|error| self.failed(error));
-            let parts = parts.and_then(|()| self.parts(context, seq, |message, payload| read(&mut objects, message, payload)));
-            match parts.and_then(|complete| self.ensure_over(seq..=seq).map(|()| complete)) {
+            let parts =
+                parts.and_then(|()| self.parts(context, seq, deadline, |message, payload| read(&mut objects, message, payload)));
+            match parts.and_then(|complete| self.ensure_over(seq..=seq, deadline).map(|()| complete)) {
                 Ok(true) => return Ok(objects),
                 Ok(false) => error = None,
                 Err(failed) => {
                     // An unfinished dump would make the socket refuse the next one with EBUSY.
-                    self.drain();
+                    self.recover(&failed);
                     if !failed.may_pass() {
                         return Err(failed);
                     }
                     error = Some(failed);
                 }
+            }
+            if Instant::now() >= deadline {
+                break;
             }
         }
         Err(error.unwrap_or_else(|| Error::interrupted(context)))
@@ -279,11 +315,12 @@ impl Socket {
         &mut self,
         context: &str,
         seq: u32,
+        deadline: Instant,
         mut read: impl FnMut(&Message<'_>, &[u8]) -> Result<(), Malformed>,
     ) -> Result<bool, Error> {
         let mut complete = true;
         loop {
-            for message in Messages::new(self.receive()?) {
+            for message in Messages::new(self.answer_by(deadline)?) {
                 let message = message.map_err(|error| Error::malformed(context, error))?;
                 if message.seq != seq {
                     continue;
@@ -303,9 +340,9 @@ impl Socket {
     }
 
     /// Fails when there is more to receive of an answer that is over: then its parts were not in order, and some came too late to count.
-    fn ensure_over(&mut self, seqs: RangeInclusive<u32>) -> Result<(), Error> {
+    fn ensure_over(&mut self, seqs: RangeInclusive<u32>, deadline: Instant) -> Result<(), Error> {
         let what = self.what;
-        while let Some(received) = self.receive_if_any()? {
+        while let Some(received) = self.receive_by(Some(deadline))? {
             let is_late = |message: Result<Message<'_>, Malformed>| message.is_ok_and(|message| seqs.contains(&message.seq));
             if Messages::new(received).any(is_late) {
                 return Err(Error::malformed(what, "a part of an answer came after its end"));
@@ -320,7 +357,7 @@ impl Socket {
                 Some(bytes) => bytes,
                 None => return Ok(()),
             },
-            None => batch.as_bytes(),
+            None => batch.as_bytes().into(),
         };
         self.inner.send(bytes, Msg::empty()).map(drop)
     }
@@ -328,21 +365,40 @@ impl Socket {
     /// The length of a datagram, which may be more than there was room for: with `MSG_TRUNC` the whole length is returned.
     fn datagram(&mut self) -> io::Result<usize> {
         let received = self.inner.recv(self.buffer.as_mut_slice(), Msg::TRUNC).map(|(len, _)| len);
-        match &mut self.interference {
+        let received = match &mut self.interference {
             Some(interference) => interference.receive(received, &mut self.buffer),
             None => received,
-        }
+        };
+        received.inspect(|_| self.pulse.beat())
     }
 
-    /// What one `recv` returns. On a socket that does not wait, an answer that is not there is an error.
+    /// By when the answer to a request that is made now has to be read.
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.interference.as_ref().map_or(PATIENCE, |interference| interference.patience())
+    }
+
+    /// What one `recv` returns of the answer to a request. An answer that is not there is an error.
+    fn answer_by(&mut self, deadline: Instant) -> Result<&[u8], Error> {
+        let what = self.what;
+        self.receive_by(Some(deadline))?.ok_or_else(|| Error::stuck(what, "a request was not answered"))
+    }
+
+    /// What one `recv` returns, on a socket that waits.
     pub(crate) fn receive(&mut self) -> Result<&[u8], Error> {
         let what = self.what;
-        self.receive_if_any()?.ok_or_else(|| Error::malformed(what, "a request was not answered"))
+        self.receive_if_any()?.ok_or_else(|| Error::stuck(what, "nothing came"))
     }
 
     /// What one `recv` returns; `None` on a socket that does not wait when there is nothing.
     pub(crate) fn receive_if_any(&mut self) -> Result<Option<&[u8]>, Error> {
+        self.receive_by(None)
+    }
+
+    fn receive_by(&mut self, deadline: Option<Instant>) -> Result<Option<&[u8]>, Error> {
         let len = loop {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(Error::stuck(self.what, "the answer to a request has no end"));
+            }
             match self.datagram() {
                 Ok(len) => break len,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -359,7 +415,12 @@ impl Socket {
         }
     }
 
-    /// Throws away what is left in the socket, so that the next request starts clean. A socket that does not get empty is replaced.
+    /// Sees to it that the next request starts clean, after one that ended with `error`.
+    fn recover(&mut self, error: &Error) {
+        if error.is_stuck() { self.replace() } else { self.drain() }
+    }
+
+    /// Throws away what is left in the socket. One that does not get empty is replaced.
     fn drain(&mut self) {
         // Each round takes a message off the queue, or an error off the socket; only an empty queue ends it. The bound is the most
         // messages a receive buffer of the default size has been seen to hold, and then some.
@@ -369,10 +430,23 @@ impl Socket {
                 _ => {}
             }
         }
-        match self.how.open() {
+        self.replace();
+    }
+
+    /// Goes on with another socket, by the same number: it is by that number that notifications of what it does are told apart.
+    fn replace(&mut self) {
+        let port = self.inner.pid().ok();
+        match self.how.open(None) {
             Ok(socket) => {
                 tracing::warn!("the {} netlink socket does not work any more; opened another", self.what);
+                // The number is free as soon as nobody has it. A socket with another one is better than none.
                 self.inner = socket;
+                if let Some(socket) = port.and_then(|port| self.how.open(Some(port)).ok()) {
+                    self.inner = socket;
+                }
+                if let Some(interference) = &mut self.interference {
+                    interference.replaced();
+                }
             }
             Err(error) => tracing::warn!(%error, "the {} netlink socket does not work any more, and there is no other", self.what),
         }

@@ -282,7 +282,10 @@ impl fmt::Display for Step {
         match self {
             Self::CreateSet { set, capacity, .. } => write!(f, "create set {set} with room for {capacity} members"),
             Self::GrowSet { set, capacity, .. } => write!(f, "grow set {set} to room for {capacity} members"),
-            Self::ChangeRules(family, change) if change.is_removal() => write!(f, "remove packet rules ({family})"),
+            Self::ChangeRules(family, change) if change.is_removal() => {
+                let what = if change.drop.is_empty() { "jumps to packet rules" } else { "packet rules" };
+                write!(f, "remove {what} ({family})")
+            }
             Self::ChangeRules(family, _) => write!(f, "install packet rules ({family})"),
             Self::AddMembers(set, members) => members_of(f, "add", members, "to", *set),
             Self::AddVirtualServer { key, config, real_servers } => {

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use model::Table;
 
+use super::saved::{self, Line};
 use crate::kube_proxy::Mode;
 
 /// The chains of kube-proxy in IPVS mode.
@@ -121,17 +122,13 @@ pub(crate) fn removal(saved: &str) -> Option<String> {
 
 /// The chains there are, and all rules, of the tables that kube-proxy uses.
 fn read(saved: &str) -> (BTreeSet<(Table, &str)>, Vec<Rule<'_>>) {
-    let (mut chains, mut rules, mut table) = (BTreeSet::new(), Vec::new(), None);
-    for line in saved.lines() {
-        if let Some(name) = line.strip_prefix('*') {
-            table = Table::from_name(name);
-            continue;
-        }
-        let Some(table) = table else { continue };
-        if let Some(name) = line.strip_prefix(':').and_then(|line| line.split(' ').next()) {
-            chains.insert((table, name));
-        } else if let Some((chain, text)) = line.strip_prefix("-A ").and_then(|line| line.split_once(' ')) {
-            rules.push(Rule { table, chain, text });
+    let (mut chains, mut rules) = (BTreeSet::new(), Vec::new());
+    for line in saved::lines(saved) {
+        match line {
+            Line::Chain { table, name } => {
+                chains.insert((table, name));
+            }
+            Line::Rule { table, chain, text } => rules.push(Rule { table, chain, text }),
         }
     }
     (chains, rules)

@@ -5,25 +5,24 @@ use std::fmt::Write;
 use model::{Chain, Jump, Rules, Table};
 use plan::RulesChange;
 
+use super::saved::{self, Line};
+
 /// Our part of what `iptables-save` printed. Lines of other tools, however odd, are passed over.
 pub(super) fn parse_saved(saved: &str) -> Rules {
     let mut rules = Rules::default();
-    let mut table = None;
-    for line in saved.lines() {
-        if let Some(name) = line.strip_prefix('*') {
-            table = Table::from_name(name);
-            continue;
-        }
-        let Some(table) = table else { continue };
-        if let Some(name) = line.strip_prefix(':').and_then(|line| line.split(' ').next()) {
-            if let Some(chain) = Chain::ours(table, name) {
-                rules.chains.entry(chain).or_default();
+    for line in saved::lines(saved) {
+        match line {
+            Line::Chain { table, name } => {
+                if let Some(chain) = Chain::ours(table, name) {
+                    rules.chains.entry(chain).or_default();
+                }
             }
-        } else if let Some((from, rule)) = line.strip_prefix("-A ").and_then(|line| line.split_once(' ')) {
-            if let Some(chain) = Chain::ours(table, from) {
-                rules.chains.entry(chain).or_default().push(rule.to_owned());
-            } else if let Some(to) = rule.strip_prefix("-j ").and_then(|name| Chain::ours(table, name)) {
-                *rules.jumps.entry(Jump { from: from.to_owned(), to }).or_default() += 1;
+            Line::Rule { table, chain: from, text } => {
+                if let Some(chain) = Chain::ours(table, from) {
+                    rules.chains.entry(chain).or_default().push(text.to_owned());
+                } else if let Some(to) = text.strip_prefix("-j ").and_then(|name| Chain::ours(table, name)) {
+                    *rules.jumps.entry(Jump { from: from.to_owned(), to }).or_default() += 1;
+                }
             }
         }
     }
@@ -85,6 +84,9 @@ fn render_table(text: &mut String, table: Table, change: &RulesChange) {
 
 #[cfg(test)]
 mod tests {
+    use model::Family;
+    use plan::Step;
+
     use super::*;
 
     const SAVED: &str = "\
@@ -161,6 +163,7 @@ COMMIT
         let twice = SAVED.replace("-A PREROUTING -j KUBE-IPVS-SERVICES\n", &"-A PREROUTING -j KUBE-IPVS-SERVICES\n".repeat(2));
         let change = RulesChange::between(&parse_saved(SAVED), &parse_saved(&twice)).unwrap();
         assert_eq!(render_change(&change), "*nat\n-D PREROUTING -j KUBE-IPVS-SERVICES\nCOMMIT\n");
+        assert_eq!(Step::ChangeRules(Family::V4, change).to_string(), "remove jumps to packet rules (IPv4)");
         assert_eq!(RulesChange::between(&parse_saved(&twice), &parse_saved(SAVED)), None, "nobody wants it twice");
     }
 
