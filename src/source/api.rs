@@ -46,6 +46,9 @@ pub(crate) struct Tuning {
     pub(crate) patience: Duration,
     /// The first and the longest wait after an error.
     pub(crate) backoff: (Duration, Duration),
+    /// Over how long nodes are spread that list again because the history of what they watch is gone. To an API server that has lost it as a whole
+    /// (an etcd that was compacted, or restored) all nodes would come at the same moment.
+    pub(crate) apart: Duration,
     /// Whether to watch all Nodes, or only the own one.
     pub(crate) all_nodes: bool,
     /// The proxy whose Services are wanted; those that name none when it is `None`.
@@ -60,6 +63,7 @@ impl Default for Tuning {
             // API servers give up on a list after 60 s themselves.
             patience: Duration::from_secs(60),
             backoff: (Duration::from_millis(800), Duration::from_secs(30)),
+            apart: Duration::from_secs(5),
             all_nodes: true,
             proxy_name: None,
         }
@@ -219,14 +223,17 @@ impl Follower<'_> {
 
     async fn error(&mut self, kind: Kind, error: &watcher::Error, backoff: &mut Backoff) -> Result<Next, Closed> {
         let gone = trouble::is_gone(error);
-        if gone {
-            // Whoever says so is there again, and nodes do not come to it in step: each has waited for it for a time of its own.
-            backoff.hasten();
-        }
-        if gone && backoff.attempts() == 0 {
-            tracing::debug!(%kind, "the resource version has expired; listing again");
-            // Counted, so that a server to which everything has expired is not asked without a pause.
-            backoff.next();
+        if gone && backoff.hasten() {
+            // Whoever says so is there again. Either wait counts, so that a server to which everything has expired is not asked without a pause.
+            let delay = if self.listing == Listing::Complete {
+                backoff.next_apart(self.source.tuning.apart)
+            } else {
+                // The pages of a list expire to each node by itself, and a start waits for nothing.
+                backoff.next();
+                Duration::ZERO
+            };
+            tracing::debug!(%kind, ?delay, "the resource version has expired; listing again");
+            sleep(delay).await;
             return Ok(ControlFlow::Break(()));
         }
         if self.streaming && self.listing != Listing::Complete && trouble::refuses_streaming(error) {

@@ -13,6 +13,9 @@ pub(super) struct Backoff {
     hastened: bool,
 }
 
+/// How finely waits are spread.
+const STEPS: u32 = 1_000_000;
+
 /// After this long without an error the next one is the first again, even if nothing was heard in between: a quiet watch is a good watch.
 const QUIET: Duration = Duration::from_secs(120);
 
@@ -33,6 +36,14 @@ impl Backoff {
         delay
     }
 
+    /// How long to wait before what all nodes may have to do at the same moment: any time up to `spread`. Counted as an error.
+    pub(super) fn next_apart(&mut self, spread: Duration) -> Duration {
+        self.next();
+        let delay = spread.mul_f64(f64::from(random_in(&(0..=STEPS))) / f64::from(STEPS));
+        self.last = Some(Instant::now() + delay);
+        delay
+    }
+
     /// How many errors there were since the last success.
     pub(super) fn attempts(&self) -> u32 {
         self.attempts
@@ -45,11 +56,13 @@ impl Backoff {
     }
 
     /// Starts over with the first wait, because the last error is of another kind than those before it. Once until the next success: errors of that kind
-    /// are waited after as others are.
-    pub(super) fn hasten(&mut self) {
-        if !std::mem::replace(&mut self.hastened, true) {
+    /// are waited after as others are. Says whether it did.
+    pub(super) fn hasten(&mut self) -> bool {
+        let first = !std::mem::replace(&mut self.hastened, true);
+        if first {
             self.attempts = 0;
         }
+        first
     }
 }
 
@@ -90,17 +103,41 @@ mod tests {
         for _ in 0..10 {
             backoff.next();
         }
-        backoff.hasten();
+        assert!(backoff.hasten());
         assert_eq!(backoff.attempts(), 0);
         for attempts in 1..5 {
             assert!(backoff.next() <= Duration::from_secs(1) * (1 << (attempts - 1)));
-            backoff.hasten();
+            assert!(!backoff.hasten());
             assert_eq!(backoff.attempts(), attempts);
         }
         backoff.reset();
         backoff.next();
-        backoff.hasten();
-        assert_eq!(backoff.attempts(), 0, "after a success it counts again");
+        assert!(backoff.hasten(), "after a success it counts again");
+        assert_eq!(backoff.attempts(), 0);
+    }
+
+    #[test]
+    fn j10_nodes_that_are_told_the_same_at_the_same_moment_do_not_act_at_the_same_moment() {
+        const NODES: usize = 5_000;
+        let (spread, part) = (Duration::from_secs(5), Duration::from_millis(100));
+        let backoff = || Backoff::new((Duration::from_millis(800), Duration::from_secs(30)));
+        let mut starts = vec![0; 50];
+        for _ in 0..NODES {
+            let delay = backoff().next_apart(spread);
+            assert!(delay <= spread, "{delay:?}");
+            let at = usize::try_from(delay.as_millis() / part.as_millis()).unwrap();
+            starts[at.min(49)] += 1;
+        }
+        // 2 % each, if they were spread without any chance in it.
+        assert!(starts.iter().all(|nodes| (NODES / 100..=NODES * 3 / 100).contains(nodes)), "{starts:?}");
+    }
+
+    #[test]
+    fn a_wait_apart_is_the_first_of_those_that_grow() {
+        let mut backoff = Backoff::new((Duration::from_secs(1), Duration::from_secs(30)));
+        backoff.next_apart(Duration::ZERO);
+        assert_eq!(backoff.attempts(), 1);
+        assert!(backoff.next() >= Duration::from_secs(1), "the second step is of two seconds");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::source::Object;
-use apiserver::{ApiServer, Fault, Json, Options, Received, Resource, Verb};
+use apiserver::{ApiServer, Fault, Json, Mishap, Options, Received, Resource, Verb};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -16,6 +16,7 @@ pub(super) fn hasty() -> Tuning {
         watch_seconds: 200..=200,
         patience: Duration::from_secs(5),
         backoff: (Duration::from_millis(20), Duration::from_millis(100)),
+        apart: Duration::from_millis(20),
         all_nodes: true,
         proxy_name: None,
     }
@@ -335,6 +336,31 @@ async fn a_410_status_leads_to_a_listing() {
 }
 
 #[tokio::test]
+async fn j10_history_that_is_lost_under_open_watches_is_waited_after_and_a_start_waits_for_nothing() {
+    // Of waits that are spread over a day, one in some hundred thousand is over within the time that this test takes.
+    let tuning = || Tuning { apart: Duration::from_secs(24 * 60 * 60), ..hasty() };
+    for streaming_lists in [true, false] {
+        let server = server(Options { streaming_lists, ..Options::default() }).await;
+        for number in 0..7 {
+            server.apply(service(&format!("web-{number}"), 80)).unwrap();
+        }
+        let pages = if streaming_lists { Verb::Watch } else { Verb::List };
+        server.fail_next(pages, Resource::Services, 1, Fault::Status(410));
+        let mut agent = Agent::start(&server, tuning()).await;
+        agent.until_all_are_listed().await;
+
+        eventually("the watch is open", || server.open_watches(Resource::Services) == 1).await;
+        let asked = || asked(&server, Verb::Watch, Resource::Services).len() + asked(&server, Verb::List, Resource::Services).len();
+        let before = asked();
+        server.fail_watches(Resource::Services, 410);
+        eventually("the watch has ended", || server.open_watches(Resource::Services) == 0).await;
+        sleep(Duration::from_millis(300)).await;
+        assert_eq!(asked(), before, "it was listed again at once");
+        assert_eq!(agent.troubles, [""; 0]);
+    }
+}
+
+#[tokio::test]
 async fn whatever_breaks_every_change_arrives() {
     let faults = [
         (Fault::Status(500), 1),
@@ -363,6 +389,35 @@ async fn whatever_breaks_every_change_arrives() {
         assert_eq!(agent.troubles.len(), troubles, "{fault:?}: {:?}", agent.troubles);
         assert_eq!(agent.listed[&Kind::Service], 1, "{fault:?}");
     }
+}
+
+#[tokio::test]
+async fn j10_a_server_that_is_never_well_is_followed_all_the_same() {
+    let server = server(Options::default()).await;
+    server.apply(service("db", 5432)).unwrap();
+    let mut agent = Agent::start(&server, hasty()).await;
+    agent.until_all_are_listed().await;
+    let mut port = 0;
+    for round in 0..3 {
+        for mishap in Mishap::ALL {
+            if matches!(mishap, Mishap::Expired | Mishap::CutList) {
+                // Only who watches can be told that history is gone, and after a failure it watches again no sooner than it may.
+                eventually("the watch is open", || server.open_watches(Resource::Services) == 1).await;
+            }
+            server.befall(mishap);
+            port += 1;
+            server.apply(service("web", port)).unwrap();
+            // What it has not been told by then comes after a later mishap.
+            let _ = timeout(Duration::from_millis(100), agent.until(|agent| agent.port("web") == Some(port.into()))).await;
+        }
+        if round == 1 {
+            server.delete(Resource::Services, "shop", "db");
+        }
+    }
+    server.befall(Mishap::End);
+    agent.until(|agent| agent.port("web") == Some(port.into()) && agent.names(Kind::Service) == ["web"]).await;
+    // Each of the three rounds takes the history away twice; a list that broke off does not count.
+    assert!(agent.listed[&Kind::Service] > 3, "listed {} times", agent.listed[&Kind::Service]);
 }
 
 #[tokio::test]

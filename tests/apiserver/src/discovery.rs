@@ -45,7 +45,11 @@ fn resources(group: &str) -> String {
             let (plural, kind, namespaced) = (resource.plural(), resource.kind(), resource.namespaced());
             let singular = kind.to_lowercase();
             let short = if resource == Resource::Services { r#","shortNames":["svc"]"# } else { "" };
-            let verbs = if resource == Resource::Events { r#"["create","get","list","watch"]"# } else { r#"["get","list","watch"]"# };
+            let verbs = match resource {
+                Resource::Events => r#"["create","get","list","watch"]"#,
+                Resource::Pods => r#"["create","delete","get","list","patch","watch"]"#,
+                _ => r#"["delete","get","list","patch","watch"]"#,
+            };
             format!(
                 r#"{{"name":"{plural}","singularName":"{singular}","namespaced":{namespaced},"kind":"{kind}","verbs":{verbs}{short}}}"#
             )

@@ -15,6 +15,10 @@ pub enum Verb {
     Watch,
     /// A new object.
     Create,
+    /// A change of an object by what differs.
+    Patch,
+    /// The end of an object.
+    Delete,
 }
 
 impl Verb {
@@ -26,6 +30,8 @@ impl Verb {
             Verb::List => "list",
             Verb::Watch => "watch",
             Verb::Create => "create",
+            Verb::Patch => "patch",
+            Verb::Delete => "delete",
         }
     }
 }
@@ -43,7 +49,7 @@ pub enum Fault {
     Disconnect,
     /// The answer begins as it should and the connection is lost after half of its line `n` (0 is the first; the body of a list is one line).
     CutLine(usize),
-    /// A watch is opened and nothing is ever sent on it, its end included.
+    /// A watch is opened and nothing is ever sent on it, its end included. Whatever interrupts open watches loses its connection.
     Silent,
     /// Nothing is ever answered, and the connection stays open.
     NoAnswer,

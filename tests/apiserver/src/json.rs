@@ -69,6 +69,24 @@ impl Json {
         members.iter_mut().find(|(name, _)| name == key).map(|(_, value)| value)
     }
 
+    /// Changes it as a merge patch says (RFC 7386): members are merged, `null` removes one, and everything else takes the place of what was there.
+    pub(crate) fn merge(&mut self, patch: &Json) {
+        let Json::Object(changes) = patch else {
+            *self = patch.clone();
+            return;
+        };
+        if !matches!(self, Json::Object(_)) {
+            *self = Json::Object(Vec::new());
+        }
+        for (key, change) in changes {
+            if *change == Json::Null {
+                self.remove(key);
+            } else if let Some(member) = self.entry(key) {
+                member.merge(change);
+            }
+        }
+    }
+
     pub(crate) fn remove(&mut self, key: &str) -> Option<Json> {
         let Json::Object(members) = self else { return None };
         let position = members.iter().position(|(name, _)| name == key)?;
@@ -207,5 +225,12 @@ mod tests {
     fn order_and_bytes_survive() {
         let text = r#"{"z":[1,-2,1.5,true,null],"a":{"ü ✓":"\u0000"}}"#;
         assert_eq!(text.parse::<Json>().unwrap().to_string(), text);
+    }
+
+    #[test]
+    fn a_patch_merges_objects_removes_nulls_and_replaces_the_rest() {
+        let mut object: Json = r#"{"a":{"x":1,"y":2},"b":[1,2],"c":"d"}"#.parse().unwrap();
+        object.merge(&r#"{"a":{"x":null,"z":{"w":3}},"b":[3],"c":null,"n":null}"#.parse().unwrap());
+        assert_eq!(object.to_string(), r#"{"a":{"y":2,"z":{"w":3}},"b":[3]}"#);
     }
 }

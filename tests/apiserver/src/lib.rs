@@ -1,7 +1,8 @@
 //! This crate turns Kubernetes objects into a kube-apiserver's answers: a double to run the agent and kubectl against, without a cluster.
 //!
-//! The principal type is [`ApiServer`]: it listens on a loopback port, holds Services, EndpointSlices, Nodes and Events, answers lists (pages, resource
-//! versions, selectors) and watches (changes, bookmarks, streaming lists) as a real server does, and fails on demand in the ways a real one fails.
+//! The principal type is [`ApiServer`]: it listens on a loopback port, holds Services, EndpointSlices, Nodes and Events (and of Pods, ConfigMaps and
+//! DaemonSets what operators' scripts need), answers lists (pages, resource versions, selectors) and watches (changes, bookmarks, streaming lists) as a
+//! real server does, and fails on demand in the ways a real one fails.
 //! How real servers answer is recorded in `recordings/`, and a test replays the recordings against the double.
 //! Its neighbour is the agent's API source, which tests drive through kube's real client; `apiserver --manifests` serves files to kubectl by hand.
 //!
@@ -26,6 +27,7 @@ mod fault;
 mod json;
 mod list;
 mod manifests;
+mod mishap;
 mod objects;
 mod options;
 mod request;
@@ -40,6 +42,7 @@ mod watch;
 pub use fault::{Fault, Verb};
 pub use json::Json;
 pub use manifests::read_manifests;
+pub use mishap::Mishap;
 pub use objects::Unusable;
 pub use options::Options;
 pub use request::Received;
@@ -165,6 +168,15 @@ impl ApiServer {
     /// Takes back all faults that have not happened yet.
     pub fn clear_faults(&self) {
         self.shared.faults.clear();
+    }
+
+    /// Answers a GET of `path`, such as the log of a pod, with `text` from now on, and with 404 again when there is none.
+    pub fn set_text(&self, path: &str, text: Option<&str>) {
+        let mut texts = self.shared.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        match text {
+            Some(text) => texts.insert(path.to_owned(), text.to_owned()),
+            None => texts.remove(path),
+        };
     }
 
     /// Answers 403 to `verb` on `resource` from now on.

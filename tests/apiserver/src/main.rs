@@ -1,13 +1,14 @@
 //! Serves manifests as a kube-apiserver would, for kubectl and for an agent started by hand.
 
 use anyhow::{Context as _, Result};
-use apiserver::{ApiServer, Json, Options, Resource, Verb, read_manifests};
+use apiserver::{ApiServer, Json, Mishap, Options, Resource, Verb, read_manifests};
 use clap::Parser;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::time::{Instant, sleep_until};
 
 /// A double of kube-apiserver: serves Services, EndpointSlices and Nodes from files
 #[derive(Parser)]
@@ -28,6 +29,13 @@ struct Arguments {
     /// What the agent may not do, as VERB:RESOURCE
     #[arg(long, value_name = "VERB:RESOURCE", value_parser = forbidden)]
     forbid: Vec<(Verb, Resource)>,
+    /// What goes wrong with all watches; with several of these options one after the other, again and again: end, cut, failure, expired, cut-list,
+    /// broken, busy, disconnect, half-line, late or silent
+    #[arg(long, value_name = "NAME")]
+    fault: Vec<Mishap>,
+    /// Milliseconds from one fault to the next
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000)]
+    fault_interval_ms: u64,
     /// Write a kubeconfig for this server to a file
     #[arg(long, value_name = "FILE")]
     write_kubeconfig: Option<PathBuf>,
@@ -49,6 +57,8 @@ async fn main() -> Result<()> {
     server.compact();
     let mut served = BTreeMap::new();
     let mut last_complaint = String::new();
+    let mut faults = arguments.fault.iter().cycle();
+    let mut fault_due = Instant::now() + Duration::from_millis(arguments.fault_interval_ms);
     // The first round is before the first `await`, and so before the first request is answered.
     loop {
         if let Some(path) = &arguments.manifests
@@ -60,9 +70,19 @@ async fn main() -> Result<()> {
                 last_complaint = complaint;
             }
         }
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(arguments.interval_ms)) => {}
-            _ = tokio::signal::ctrl_c() => return Ok(()),
+        let look = Instant::now() + Duration::from_millis(arguments.interval_ms);
+        loop {
+            tokio::select! {
+                () = sleep_until(look) => break,
+                () = sleep_until(fault_due), if !arguments.fault.is_empty() => {
+                    if let Some(mishap) = faults.next() {
+                        server.befall(*mishap);
+                        say(&format!("fault: {mishap}"))?;
+                    }
+                    fault_due = Instant::now() + Duration::from_millis(arguments.fault_interval_ms);
+                }
+                _ = tokio::signal::ctrl_c() => return Ok(()),
+            }
         }
     }
 }

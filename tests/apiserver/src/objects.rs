@@ -33,7 +33,7 @@ pub(crate) fn apply(store: &Store, mut object: Json) -> Result<Object, Unusable>
     let resource = Resource::of_object(&object).ok_or_else(|| {
         let kind = object.str_at(&["kind"]).unwrap_or("no kind");
         let version = object.str_at(&["apiVersion"]).unwrap_or("no apiVersion");
-        Unusable(format!("{kind} of {version} is not served: only Service, EndpointSlice, Node and Event are"))
+        Unusable(format!("{kind} of {version} is not served: only {} are", Resource::ALL.map(Resource::kind).join(", ")))
     })?;
     let key = prepare(resource, &mut object)?;
     Ok(store.write(resource, &key, |version, before| finish(resource, object, version, before)))
@@ -46,6 +46,16 @@ pub(crate) fn load(store: &Store, resource: Resource, mut object: Json) -> Resul
     let version = version.ok_or_else(|| Unusable(format!("{key} has no metadata.resourceVersion")))?;
     store.load(resource, &key, version, object);
     Ok(())
+}
+
+/// Answers a PATCH with a JSON merge patch (RFC 7386). A strategic merge patch is the same where it merges no lists.
+pub(crate) fn patch(store: &Store, resource: Resource, key: &str, name: &str, patch: &Json) -> Result<Object, Failure> {
+    let mut object =
+        store.get(resource, key).map(|object| Json::clone(&object)).ok_or_else(|| Failure::not_found(resource, name))?;
+    object.merge(patch);
+    object.remove("kind");
+    object.remove("apiVersion");
+    Ok(store.write(resource, key, |version, before| finish(resource, object, version, before)))
 }
 
 /// Answers a POST.

@@ -13,10 +13,24 @@ pub enum Resource {
     Nodes,
     /// `events.events.k8s.io`
     Events,
+    /// `pods` of the core group.
+    Pods,
+    /// `configmaps` of the core group.
+    ConfigMaps,
+    /// `daemonsets.apps`
+    DaemonSets,
 }
 
 impl Resource {
-    pub(crate) const ALL: [Resource; 4] = [Resource::Services, Resource::EndpointSlices, Resource::Nodes, Resource::Events];
+    pub(crate) const ALL: [Resource; 7] = [
+        Resource::Services,
+        Resource::EndpointSlices,
+        Resource::Nodes,
+        Resource::Events,
+        Resource::Pods,
+        Resource::ConfigMaps,
+        Resource::DaemonSets,
+    ];
 
     /// The name in paths, in RBAC rules and in messages.
     #[must_use]
@@ -26,6 +40,9 @@ impl Resource {
             Resource::EndpointSlices => "endpointslices",
             Resource::Nodes => "nodes",
             Resource::Events => "events",
+            Resource::Pods => "pods",
+            Resource::ConfigMaps => "configmaps",
+            Resource::DaemonSets => "daemonsets",
         }
     }
 
@@ -35,15 +52,19 @@ impl Resource {
             Resource::EndpointSlices => "EndpointSlice",
             Resource::Nodes => "Node",
             Resource::Events => "Event",
+            Resource::Pods => "Pod",
+            Resource::ConfigMaps => "ConfigMap",
+            Resource::DaemonSets => "DaemonSet",
         }
     }
 
     /// The API group, empty for the core group.
     pub(crate) fn group(self) -> &'static str {
         match self {
-            Resource::Services | Resource::Nodes => "",
+            Resource::Services | Resource::Nodes | Resource::Pods | Resource::ConfigMaps => "",
             Resource::EndpointSlices => "discovery.k8s.io",
             Resource::Events => "events.k8s.io",
+            Resource::DaemonSets => "apps",
         }
     }
 
@@ -86,6 +107,7 @@ impl Resource {
             (resource, "metadata.namespace") if resource.namespaced() => &["metadata", "namespace"],
             (Resource::Services, "spec.clusterIP") => &["spec", "clusterIP"],
             (Resource::Services, "spec.type") => &["spec", "type"],
+            (Resource::Pods, "spec.nodeName") => &["spec", "nodeName"],
             _ => return None,
         };
         Some(object.str_at(path).unwrap_or_default())
@@ -102,6 +124,12 @@ impl Resource {
                 r#""operatingSystem":"","architecture":""}}"#
             ),
             Resource::Events => r#","eventTime":null,"regarding":{}"#,
+            Resource::Pods => r#","spec":{"containers":null},"status":{}"#,
+            Resource::ConfigMaps => "",
+            Resource::DaemonSets => concat!(
+                r#","spec":{"selector":null,"template":{"metadata":{},"spec":{"containers":null}},"updateStrategy":{}},"#,
+                r#""status":{"currentNumberScheduled":0,"numberMisscheduled":0,"desiredNumberScheduled":0,"numberReady":0}"#
+            ),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Connections, authentication, and the way from a request to its answer.
 
-use crate::body::{Answer, LastSent};
+use crate::body::{Answer, LastSent, LineSender};
 use crate::fault::{Fault, Faults, Interruption, Verb};
 use crate::json::Json;
 use crate::options::Options;
@@ -47,6 +47,8 @@ pub(crate) struct Shared {
     pub(crate) received: Mutex<Vec<Received>>,
     pub(crate) forbidden: Mutex<Vec<(Verb, Resource)>>,
     pub(crate) streaming_lists: AtomicBool,
+    /// What is answered to paths below objects: logs, and what is reached through a proxy.
+    pub(crate) texts: Mutex<BTreeMap<String, String>>,
     pub(crate) last_sent: LastSent,
 }
 
@@ -58,6 +60,7 @@ impl Shared {
             interruptions: Resource::ALL.into_iter().map(|resource| (resource, broadcast::Sender::new(64))).collect(),
             received: Mutex::default(),
             forbidden: Mutex::default(),
+            texts: Mutex::default(),
             streaming_lists: AtomicBool::new(options.streaming_lists),
             last_sent: LastSent::default(),
             token: Mutex::new(options.token.clone()),
@@ -140,12 +143,28 @@ async fn answer(shared: Arc<Shared>, certificate: Option<Vec<u8>>, request: Requ
         }
         Some(Fault::Silent) => {
             let (sender, body) = Answer::lines(&shared.last_sent);
-            tokio::spawn(async move { sender.closed().await });
+            let interruptions =
+                asks.and_then(|(_, resource)| shared.interruptions.get(&resource)).map(broadcast::Sender::subscribe);
+            tokio::spawn(silence(sender, interruptions));
             return Ok(response(StatusCode::OK, body));
         }
         Some(Fault::CutLine(_)) | None => {}
     }
     Ok(granted(&shared, request, place, &query, asks, fault).await.unwrap_or_else(|failure| refusal(&failure)))
+}
+
+/// Says nothing until there is an interruption, or nobody listens any more.
+async fn silence(sender: LineSender, interruptions: Option<broadcast::Receiver<Interruption>>) {
+    let interrupted = async {
+        match interruptions {
+            Some(mut interruptions) => _ = interruptions.recv().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = sender.closed() => {}
+        () = interrupted => sender.cut("").await,
+    }
 }
 
 async fn granted(
@@ -162,6 +181,9 @@ async fn granted(
         let forbidden = shared.forbidden.lock().unwrap_or_else(PoisonError::into_inner);
         let allowed = user != ANONYMOUS && asked.is_some_and(|asked| !forbidden.contains(&asked));
         return Ok(response(StatusCode::CREATED, Answer::whole(access::answer(allowed))));
+    }
+    if let Some(text) = shared.texts.lock().unwrap_or_else(PoisonError::into_inner).get(request.uri().path()) {
+        return Ok(response(StatusCode::OK, Answer::whole(text.clone())));
     }
     let Some(place) = place else {
         let body = discovery::answer(request.uri().path()).ok_or_else(Failure::no_such_path)?;
@@ -183,6 +205,21 @@ async fn granted(
             let key = place.namespace.map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"));
             let object = shared.store.get(resource, &key).ok_or_else(|| Failure::not_found(resource, &name))?;
             Ok(response(StatusCode::OK, Answer::whole(with_kind(resource, &object))))
+        }
+        (Verb::Patch, name) => {
+            let name = name.unwrap_or_default();
+            let key = objects::key(resource, place.namespace.as_deref(), &name);
+            let patched = objects::patch(&shared.store, resource, &key, &name, &read(request).await?)?;
+            Ok(response(StatusCode::OK, Answer::whole(with_kind(resource, &patched))))
+        }
+        (Verb::Delete, name) => {
+            let name = name.unwrap_or_default();
+            let key = objects::key(resource, place.namespace.as_deref(), &name);
+            if !shared.store.delete(resource, &key) {
+                return Err(Failure::not_found(resource, &name));
+            }
+            let status = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Success"}"#;
+            Ok(response(StatusCode::OK, Answer::whole(status.to_owned())))
         }
         (Verb::List, _) => {
             let selection = selection(resource, place.namespace, query)?;
@@ -240,7 +277,9 @@ fn verb(method: &Method, place: &Place, query: &Query) -> Option<Verb> {
         (&Method::GET, Some(_)) => Some(Verb::Get),
         (&Method::GET, None) if query.is_true("watch") => Some(Verb::Watch),
         (&Method::GET, None) => Some(Verb::List),
-        (&Method::POST, None) if place.resource == Resource::Events => Some(Verb::Create),
+        (&Method::POST, None) if matches!(place.resource, Resource::Events | Resource::Pods) => Some(Verb::Create),
+        (&Method::PATCH, Some(_)) => Some(Verb::Patch),
+        (&Method::DELETE, Some(_)) => Some(Verb::Delete),
         _ => None,
     }
 }
