@@ -75,3 +75,20 @@ fn alerts_and_the_dashboard_are_the_same_as_without_helm() {
         assert_eq!(fs::read(chart().join("files").join(name)).unwrap(), fs::read(of_component).unwrap(), "{name}");
     }
 }
+
+/// The lines of a mapping called `name`, without what is around it and how far it is indented.
+fn block<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let mut lines = text.lines().skip_while(|line| line.trim() != name);
+    let head = lines.next().unwrap_or_else(|| panic!("there is no {name}"));
+    lines.take_while(|line| indent(line) > indent(head)).map(str::trim).collect()
+}
+
+#[test]
+fn the_agent_is_probed_as_without_helm() {
+    let read = |path: &str| fs::read_to_string(directory().join(path)).unwrap();
+    let (base, template) = (read("base/daemonset.yaml"), read("helm/kube-ipvs/templates/daemonset.yaml"));
+    for probe in ["readinessProbe:", "livenessProbe:"] {
+        assert_eq!(block(&template, probe), block(&base, probe), "{probe}");
+    }
+}

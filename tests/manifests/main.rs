@@ -17,6 +17,7 @@ use std::process::{Command, Stdio};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Container, PodSpec, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -132,8 +133,15 @@ fn the_files_for_nodes_have_what_init_loads_and_sets() {
     };
     let modules: BTreeSet<_> = kernel::modules::NEEDED.iter().map(|module| module.name.to_owned()).collect();
     assert_eq!(lines(&read("modules-load.d/kube-ipvs.conf")), modules);
-    let sysctls: BTreeSet<_> = kernel::sysctl::NEEDED.iter().map(|sysctl| format!("{} = {}", sysctl.name, sysctl.value)).collect();
-    assert_eq!(lines(&read("sysctl.d/90-kube-ipvs.conf")), sysctls);
+    let needed = kernel::sysctl::NEEDED.iter().map(|sysctl| format!("{} = {}", sysctl.name, sysctl.value));
+    // Of those that the operator may decide on, the ones whose defaults are the same on every node.
+    let timeout = |state: &str, field: &str| {
+        let default = config::FIELDS.iter().find(|known| known.path == field).unwrap().default;
+        format!("net.netfilter.nf_conntrack_tcp_timeout_{state} = {}", desired::parse_duration(default).unwrap().as_secs())
+    };
+    let timeouts =
+        [timeout("established", "conntrack.tcpEstablishedTimeout"), timeout("close_wait", "conntrack.tcpCloseWaitTimeout")];
+    assert_eq!(lines(&read("sysctl.d/90-kube-ipvs.conf")), needed.chain(timeouts).collect());
 }
 
 #[test]
@@ -181,8 +189,10 @@ fn the_agent_is_told_its_node_and_probed_where_it_listens() {
     let help = String::from_utf8(help.stdout).unwrap();
     assert!(help.contains("env: NODE_NAME"));
     let ports = agent.ports.unwrap();
-    let probe = agent.readiness_probe.unwrap().http_get.unwrap();
-    assert_eq!(probe.path.as_deref(), Some("/healthz"));
+    for (probe, path) in [(agent.readiness_probe, "/healthz"), (agent.liveness_probe, "/livez")] {
+        let asked = probe.unwrap().http_get.unwrap();
+        assert_eq!((asked.path.as_deref(), asked.port), (Some(path), IntOrString::String("healthz".to_owned())));
+    }
     let port = ports.iter().find(|port| port.name == Some("healthz".to_owned())).unwrap().container_port;
     assert!(help.contains(&format!("[default: 0.0.0.0:{port}]")), "{port}");
     let run = agent.volume_mounts.unwrap().into_iter().find(|mount| mount.name == "run").unwrap().mount_path;

@@ -1,7 +1,7 @@
 //! Objects by the API's own types, strictly: a misspelt field is dropped by the API without a word.
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ pub(crate) fn documents(text: &str, origin: &str) -> Vec<Value> {
 pub(crate) fn check(origin: &str, document: &Value) {
     match document["kind"].as_str() {
         Some("DaemonSet") => as_typed::<DaemonSet>(origin, document),
+        Some("Pod") => as_typed::<Pod>(origin, document),
         Some("ServiceAccount") => as_typed::<ServiceAccount>(origin, document),
         Some("ClusterRole") => as_typed::<ClusterRole>(origin, document),
         Some("ClusterRoleBinding") => as_typed::<ClusterRoleBinding>(origin, document),

@@ -1,10 +1,11 @@
-//! What other people's tools make of manifests, chart, alerts and metrics: kubectl, Helm's own engine and promtool.
+//! What other people's tools make of manifests, chart, scripts, alerts and metrics: kubectl, Helm's own engine, shellcheck and promtool.
 //!
 //! They are not on every machine, so this is no part of a plain `cargo test`: `cargo xtask test --tier tools` gets them and runs this.
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test stops where it fails")]
 
 mod helm;
+mod migration;
 #[path = "../manifests/objects.rs"]
 mod objects;
 mod promtool;
