@@ -126,6 +126,14 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// The files of the repository, each by its path.
+fn tracked() -> Vec<String> {
+    let tracked = output(Command::new("git").args(["-c", "safe.directory=*", "ls-files", "-z"]));
+    let tracked: Vec<_> = tracked.split_terminator('\0').map(str::to_owned).collect();
+    assert!(tracked.iter().any(|path| path == "Cargo.lock") && tracked.len() > 100, "{} files", tracked.len());
+    tracked
+}
+
 #[test]
 fn every_package_uses_only_what_it_may() {
     let may_use = BTreeMap::from(MAY_USE);
@@ -204,16 +212,35 @@ fn every_crate_says_first_what_it_is_for() {
 }
 
 #[test]
+fn what_the_fuzzer_begins_with_is_read_by_tests() {
+    let entries = |directory: &str| -> BTreeSet<String> {
+        let entries = fs::read_dir(root().join(directory)).unwrap_or_else(|error| panic!("{directory}: {error}"));
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let targets: BTreeSet<_> =
+        entries("fuzz/targets").iter().filter_map(|name| Some(name.strip_suffix(".rs")?.to_owned())).collect();
+    assert_eq!(entries("fuzz/seeds"), targets, "each target has something to begin with");
+    assert!(entries("fuzz/found").is_subset(&targets));
+    let manifest = read("fuzz/Cargo.toml");
+    let is_source = |path: &String| path.ends_with(".rs") && !path.starts_with("fuzz/") && root().join(path).exists();
+    let sources: Vec<_> = tracked().iter().filter(|path| is_source(path)).map(read).collect();
+    for target in targets {
+        assert!(manifest.contains(&format!("path = \"targets/{target}.rs\"")), "fuzz/Cargo.toml has no {target}");
+        let is_read = |text: &String| {
+            ["read_whole_and_cut", "fuzz_inputs"].iter().any(|function| text.contains(&format!("testkit::{function}(\"{target}\"")))
+        };
+        assert!(sources.iter().any(is_read), "no test reads fuzz/seeds/{target}: have one call testkit::read_whole_and_cut");
+    }
+}
+
+#[test]
 fn no_file_knows_the_machine_it_was_written_on() {
     // Put together here, so that this file passes too.
     let absolute = ["home", "root", "Users", "work"].map(|directory| format!("/{directory}/"));
     let outside = format!("..{}shared", '/');
-    let tracked = output(Command::new("git").args(["-c", "safe.directory=*", "ls-files", "-z"]));
-    let tracked: Vec<_> = tracked.split_terminator('\0').collect();
-    assert!(tracked.contains(&"Cargo.lock") && tracked.len() > 100, "{} files", tracked.len());
-    for path in tracked {
+    for path in tracked() {
         // A file that is deleted and not committed yet has nothing to say, and one that is no text no words.
-        let Ok(text) = fs::read_to_string(root().join(path)) else { continue };
+        let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
         for (number, line) in text.lines().enumerate() {
             for forbidden in absolute.iter().chain([&outside]) {
                 assert!(!line.contains(forbidden.as_str()), "{path}:{}: {forbidden}: {line}", number + 1);

@@ -1,246 +1,216 @@
 //! Real servers that leave keep their connections for a while.
 
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::support::{lines, started};
-use anyhow::{Context as _, ensure};
-use testkit::manifest::{EndpointSlice, Node, Service};
-use testkit::{NODE_V4, On, Pod, Process, Protocol, Result, World, eventually};
+use anyhow::ensure;
+use testkit::manifest::Node;
+use testkit::{Family, NODE2_V4, Protocol, Result, World, eventually};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::held::{Held, echoing, go_on};
+use crate::support::{PATIENCE, answered_by, ensure_all_answered, made, serving, started};
+use crate::web::{CONNECTIONS, Is, Web};
 
-/// Sends a line every tenth of a second and says "held" when it comes back, "lost" when it does not.
-pub(crate) const CLIENT: &str = "exec 3<>/dev/tcp/10.96.0.10/80 || exit 1
-while echo ping >&3 2>/dev/null && read -t 3 -u 3 line 2>/dev/null; do echo held; sleep 0.1; done; echo lost";
-
-pub(crate) fn slice(pods: &[&Pod]) -> String {
-    let slice = EndpointSlice::ipv4("web").port("http", Protocol::Tcp, 8080);
-    pods.iter().fold(slice, |slice, pod| slice.pod(pod)).to_string()
-}
-
-/// The same, beside a pod that terminates.
-fn slice_beside(pods: &[&Pod], terminating: &Pod) -> String {
-    let slice = EndpointSlice::ipv4("web").port("http", Protocol::Tcp, 8080);
-    pods.iter().fold(slice, |slice, pod| slice.pod(pod)).pod(terminating).terminating().to_string()
-}
-
-fn service() -> Service {
-    Service::new("web").cluster_ip("10.96.0.10").port("http", Protocol::Tcp, 80, 8080)
-}
-
-/// Two pods that echo, behind a Service, and a client whose connection one of them has: that pod comes first.
-pub(crate) fn connect(world: &World, arguments: &[&str]) -> Result<([Pod; 2], Vec<Process>, Process)> {
-    connect_to(world, &service(), arguments)
-}
-
-fn connect_to(world: &World, service: &Service, arguments: &[&str]) -> Result<([Pod; 2], Vec<Process>, Process)> {
-    let [a, b] = [world.pod("a", On::Node)?, world.pod("b", On::Node2)?];
-    let client = world.pod("client", On::Node)?;
-    let echo = ["busybox", "nc", "-ll", "-p", "8080", "-e", "cat"];
-    let mut processes = vec![a.start(&echo)?, b.start(&echo)?];
-    world.write("node.yaml", &Node::new("node").internal_ip(NODE_V4).to_string())?;
-    world.write("web.yaml", &service.to_string())?;
-    world.write("endpoints.yaml", &slice(&[&a, &b]))?;
-    processes.push(world.agent(arguments)?.into_process());
-    eventually(PATIENCE, || {
-        let table = world.node().exec(&["ipvsadm", "-Sn"])?;
-        ensure!(table.matches("-w 1").count() == 2, "{table}");
-        Ok(())
-    })?;
-    let mut connection = client.start(&["bash", "-c", CLIENT])?;
-    connection.wait_for("held", PATIENCE)?;
-    let table = world.node().exec(&["ipvsadm", "-Ln"])?;
-    let busy = table.lines().find(|line| line.contains("Masq    1      1")).context(table.clone())?;
-    let pods = if busy.contains("10.244.1.") { [a, b] } else { [b, a] };
-    Ok((pods, processes, connection))
-}
-
-/// How many answers a client has had, whose connection is not to be lost.
-pub(crate) fn held(connection: &Process) -> Result<usize> {
-    let output = connection.output()?;
-    ensure!(!output.contains("lost"), "the connection was lost after {} answers", output.matches("held").count());
-    Ok(output.matches("held").count())
-}
-
-fn weight(world: &World, pod: &Pod) -> Result<Option<String>> {
-    let table = world.node().exec(&["ipvsadm", "-Sn"])?;
-    let real = format!("{}:8080", pod.address(testkit::Family::V4));
-    Ok(table.lines().find(|line| line.contains(&real)).and_then(|line| Some(line.rsplit_once("-w ")?.1.trim().to_owned())))
+/// Waits until so many connections are reset in each family; the longest that one was without an answer before.
+fn are_reset(held: &mut [Held], count: u32) -> Result<Duration> {
+    let waited = held.iter_mut().map(|held| held.are_reset(count as usize)).collect::<Result<Vec<_>>>()?;
+    Ok(waited.into_iter().max().unwrap_or_default())
 }
 
 #[test]
-fn a2_a3_a_real_server_that_leaves_keeps_its_connection_and_gets_its_weight_back_in_place() {
+fn a2_a3_a_real_server_that_leaves_keeps_its_connections_gets_its_weight_back_in_place_and_goes_with_the_last() {
     World::test(|world| {
-        let ([busy, other], _processes, connection) = connect(world, &[])?;
+        let web = Web::new(world, echoing, Protocol::Tcp, [Is::Ready, Is::Gone])?;
+        let _agent = started(world, &[])?;
+        let (most, last) = (web.hold_with(CONNECTIONS - 1, &["--reset"])?, web.hold_with(1, &["--reset"])?);
         for _ in 0..3 {
-            world.write("endpoints.yaml", &slice_beside(&[&other], &busy))?;
-            eventually(PATIENCE, || {
-                ensure!(weight(world, &busy)?.as_deref() == Some("0"));
-                Ok(())
-            })?;
-            let before = held(&connection)?;
-            eventually(PATIENCE, || {
-                ensure!(held(&connection)? >= before + 15, "only {} answers", held(&connection)?);
-                Ok(())
-            })?;
-            world.write("endpoints.yaml", &slice(&[&busy, &other]))?;
-            eventually(PATIENCE, || {
-                ensure!(weight(world, &busy)?.as_deref() == Some("1"));
-                Ok(())
-            })?;
+            web.endpoints([Is::Ready, Is::Ready])?;
+            web.becomes([Some(1), Some(1)])?;
+            web.endpoints([Is::Terminating, Is::Ready])?;
+            web.becomes([Some(0), Some(1)])?;
+            go_on(&most, 5)?;
         }
-        held(&connection).map(drop)
+        drop(most);
+        // Longer than the kernel remembers connections that were reset, which is ten seconds.
+        thread::sleep(Duration::from_secs(12));
+        web.becomes([Some(0), Some(1)])?;
+        go_on(&last, 1)?;
+        drop(last);
+        // The deadline is a quarter of an hour away.
+        web.becomes([None, Some(1)])
     });
 }
 
 #[test]
-fn a2_at_its_deadline_a_real_server_goes_and_its_clients_are_told() {
+fn a2_at_its_deadline_a_real_server_goes_and_its_clients_are_told_at_once() {
     World::test(|world| {
-        let ([busy, other], _processes, mut connection) = connect(world, &["--drain-timeout", "3s"])?;
-        world.write("endpoints.yaml", &slice(&[&other]))?;
-        connection.wait_for("lost", PATIENCE)?;
-        ensure!(weight(world, &busy)?.is_none(), "the real server is still there");
-        ensure!(weight(world, &other)?.as_deref() == Some("1"));
-        Ok(())
+        let web = Web::new(world, echoing, Protocol::Tcp, [Is::Ready, Is::Gone])?;
+        let _agent = started(world, &["--drain-timeout", "12s"])?;
+        let mut leave = web.hold(CONNECTIONS)?;
+        web.endpoints([Is::Terminating, Is::Ready])?;
+        web.becomes([Some(0), Some(1)])?;
+        let stay = web.hold(CONNECTIONS / 10)?;
+        go_on(&leave, 1)?;
+        let waited = are_reset(&mut leave, CONNECTIONS)?;
+        ensure!(waited < Duration::from_secs(3), "a client was told after {waited:?}");
+        web.becomes([None, Some(1)])?;
+        go_on(&stay, 2)
     });
 }
 
 #[test]
 fn a4_a_drain_goes_on_after_a_restart_and_an_idle_server_goes_at_once() {
     World::test(|world| {
-        let ([busy, other], mut processes, connection) = connect(world, &[])?;
-        world.write("endpoints.yaml", &slice_beside(&[&other], &busy))?;
-        eventually(PATIENCE, || {
-            ensure!(weight(world, &busy)?.as_deref() == Some("0"));
-            Ok(())
-        })?;
-        processes.pop().context("the agent")?.kill()?;
-        let _agent = world.agent(&[])?;
-        let before = held(&connection)?;
-        eventually(PATIENCE, || {
-            ensure!(held(&connection)? >= before + 30);
-            Ok(())
-        })?;
-        ensure!(weight(world, &busy)?.as_deref() == Some("0"), "the drain did not go on");
+        let web = Web::new(world, echoing, Protocol::Tcp, [Is::Ready, Is::Gone])?;
+        let agent = started(world, &[])?;
+        let held = web.hold(CONNECTIONS)?;
+        web.endpoints([Is::Terminating, Is::Ready])?;
+        web.becomes([Some(0), Some(1)])?;
+        agent.kill()?;
+        let _agent = started(world, &[])?;
+        go_on(&held, 3)?;
+        web.becomes([Some(0), Some(1)])?;
 
         // The other one has no connections.
-        world.write("endpoints.yaml", &slice(&[&busy]))?;
-        eventually(PATIENCE, || {
-            ensure!(weight(world, &other)?.is_none() && weight(world, &busy)?.as_deref() == Some("1"));
-            Ok(())
-        })?;
-        held(&connection).map(drop)
+        web.endpoints([Is::Ready, Is::Gone])?;
+        web.becomes([Some(1), None])?;
+        go_on(&held, 1)
     });
 }
 
-/// What new callers get at the VIP, inside and outside.
-fn ensure_refused(world: &World) -> Result {
-    for caller in [world.node(), world.ext()] {
-        for reply in caller.call(Protocol::Tcp, "10.96.0.10:80", 2)? {
-            ensure!(reply.outcome.as_ref().is_err_and(|error| error == "refused"), "{}: {reply:?}", caller.name());
-            ensure!(reply.took < Duration::from_millis(900), "{}: refused after {:?}", caller.name(), reply.took);
-        }
-    }
-    Ok(())
-}
-
-/// Waits until nothing of the Service is left, as after a start without it.
-fn gone(world: &World) -> Result {
-    eventually(PATIENCE, || {
-        let node = world.node();
-        let left = [
-            node.exec(&["ipvsadm", "-Sn"])?,
-            node.exec(&["ip", "route", "show", "table", "local", "proto", "71"])?,
-            lines(&node.exec(&["ipset", "save"])?).filter(|line| line.starts_with("add ")).collect(),
-        ];
-        ensure!(left.iter().all(|text| text.trim().is_empty()), "{left:?}");
-        Ok(())
-    })
-}
-
+/// All are connected to one pod. The next flip comes when the kernel has the last one.
 #[test]
-fn a5_a_deleted_service_keeps_its_connections_and_refuses_new_ones_at_once() {
-    // Schedulers that would choose another server, or remember one.
-    let sticky = service().spec("sessionAffinity: ClientIP");
-    for (service, scheduler) in [(service(), "rr"), (service(), "sh"), (sticky, "mh")] {
-        World::test(|world| {
-            let (_pods, mut processes, mut connection) = connect_to(world, &service, &["--scheduler", scheduler])?;
-            let agent = processes.len() - 1;
-            world.remove("web.yaml")?;
-            eventually(PATIENCE, || ensure_refused(world)).context("after the Service is deleted")?;
-            let before = held(&connection)?;
-            eventually(PATIENCE, || {
-                ensure!(held(&connection)? >= before + 30, "only {} answers", held(&connection)?);
-                ensure_refused(world)
-            })?;
-
-            // The kernel knows, so another process does as well.
-            processes.remove(agent).kill()?;
-            processes.push(started(world, &["--scheduler", scheduler])?.into_process());
-            let before = held(&connection)?;
-            eventually(PATIENCE, || {
-                ensure!(held(&connection)? >= before + 30, "only {} answers after a restart", held(&connection)?);
-                ensure_refused(world)
-            })?;
-
-            connection.kill()?;
-            gone(world)
-        });
-    }
-}
-
-/// A download of fifteen seconds, of which the client says beforehand that it sends no more.
-#[test]
-fn a5_a_deleted_service_keeps_connections_of_which_one_half_is_closed() {
-    const DOWNLOAD: &str = "cat >/dev/null; for i in $(seq 30); do echo part $i; sleep 0.5; done; echo all of it";
+fn a3_500_flips_of_readiness_cost_none_of_200_busy_connections() {
+    const FLIPS: u32 = 500;
     World::test(|world| {
-        let (pod, client) = (world.pod("a", On::Node2)?, world.pod("client", On::Node)?);
-        let _server = pod.start(&["busybox", "nc", "-ll", "-p", "8080", "-e", "sh", "-c", DOWNLOAD])?;
-        world.write("node.yaml", &Node::new("node").internal_ip(NODE_V4).to_string())?;
-        world.write("endpoints.yaml", &slice(&[&pod]))?;
-        world.write("web.yaml", &service().to_string())?;
-        let _agent = started(world, &[])?;
-        let mut download = client.start(&["sh", "-c", "echo request | busybox nc 10.96.0.10 80"])?;
-        download.wait_for("part 1", PATIENCE)?;
-        let listed = world.node().exec(&["ipvsadm", "-Lnc"])?;
-        ensure!(listed.contains("CLOSE_WAIT"), "{listed}");
-        world.remove("web.yaml")?;
-        eventually(PATIENCE, || ensure_refused(world))?;
-        download.wait_for("all of it", PATIENCE)?;
-        // And then it is over, long before the kernel forgets the connection.
-        gone(world)
-    });
-}
-
-#[test]
-fn a5_a_deleted_service_ends_at_its_deadline() {
-    World::test(|world| {
-        let (_pods, _processes, mut connection) = connect(world, &["--drain-timeout", "8s"])?;
-        world.remove("web.yaml")?;
-        eventually(PATIENCE, || ensure_refused(world))?;
-        held(&connection)?;
-        connection.wait_for("lost", PATIENCE)?;
-        gone(world)
-    });
-}
-
-#[test]
-fn a5_a_service_that_comes_back_goes_on_with_its_connections() {
-    World::test(|world| {
-        let ([busy, _other], _processes, connection) = connect(world, &[])?;
-        for _ in 0..3 {
-            world.remove("web.yaml")?;
-            eventually(PATIENCE, || ensure_refused(world))?;
-            world.write("web.yaml", &service().to_string())?;
+        let web = Web::new(world, echoing, Protocol::Tcp, [Is::Ready, Is::Gone])?;
+        let _server = world.api_server(&["--interval-ms", "50"])?;
+        let _agent = world.agent_of_cluster(&[])?;
+        web.becomes([Some(1), None])?;
+        let held = web.hold_every(Duration::from_millis(250), CONNECTIONS)?;
+        web.endpoints([Is::Ready, Is::Ready])?;
+        web.becomes([Some(1), Some(1)])?;
+        let busy = |weight: u32| format!(" {weight} {CONNECTIONS} 0");
+        // A real server that is deleted loses its connections, and one that is added comes first.
+        let ready = web.real_servers()?;
+        let unready: Vec<_> = ready.iter().map(|line| line.replace(&busy(1), &busy(0))).collect();
+        ensure!(unready.iter().filter(|line| line.ends_with(&busy(0))).count() == 2, "{ready:?}");
+        for (is, wanted) in [(Is::Unready, &unready), (Is::Ready, &ready)].into_iter().cycle().take(FLIPS as usize) {
+            web.endpoints([is, Is::Ready])?;
             eventually(PATIENCE, || {
-                ensure!(weight(world, &busy)?.as_deref() == Some("1"));
+                let real_servers = web.real_servers()?;
+                ensure!(real_servers == *wanted, "{real_servers:?} instead of {wanted:?}");
                 Ok(())
             })?;
         }
-        let before = held(&connection)?;
-        eventually(PATIENCE, || {
-            ensure!(held(&connection)? >= before + 5);
-            Ok(())
-        })
+        for held in &held {
+            ensure!(held.lines()? >= u64::from(FLIPS / 5), "a connection was not busy: {} lines", held.lines()?);
+        }
+        go_on(&held, 10)
+    });
+}
+
+#[test]
+fn e1_clients_of_a_server_that_died_are_told_by_a_reset_soon_after_its_short_deadline() {
+    World::test(|world| {
+        let web = Web::new(world, echoing, Protocol::Tcp, [Is::Gone, Is::Ready])?;
+        let _agent = started(world, &["--vanished-drain-timeout", "2s"])?;
+        let mut busy = web.hold(CONNECTIONS / 2)?;
+        // They send their next lines when the real server is gone.
+        let mut idle = web.hold_every(Duration::from_secs(20), CONNECTIONS / 2)?;
+        idle.iter().try_for_each(|held| held.reach(1))?;
+
+        let [_, pod] = &web.pods;
+        pod.exec(&["ip", "link", "set", "eth0", "down"])?;
+        let died = Instant::now();
+        web.endpoints([Is::Gone, Is::Gone])?;
+        web.becomes([None, Some(0)])?;
+        web.becomes([None, None])?;
+        let gone = died.elapsed();
+        ensure!(gone >= Duration::from_secs(2) && gone < Duration::from_secs(8), "the real servers were gone after {gone:?}");
+
+        // Those that had sent something learn it when they send that again, with the kernel's growing patience.
+        let waited = are_reset(&mut busy, CONNECTIONS / 2)?;
+        ensure!(waited < Duration::from_secs(15), "a busy client was told after {waited:?}");
+        let waited = are_reset(&mut idle, CONNECTIONS / 2)?;
+        ensure!(waited < Duration::from_secs(2), "an idle client was told after {waited:?}");
+        Ok(())
+    });
+}
+
+/// Two pods leave alike, and clients are connected to both by turns; then the node of one is lost.
+#[test]
+fn e1_who_leaves_on_a_node_that_is_not_ready_has_the_short_deadline() {
+    World::test(|world| {
+        let node2 = |ready| world.write("node2.yaml", &Node::new("node2").internal_ip(NODE2_V4).ready(ready).to_string());
+        node2(true)?;
+        let web = Web::new(world, echoing, Protocol::Tcp, [Is::Ready, Is::Ready])?;
+        let _agent = started(world, &["--vanished-drain-timeout", "2s"])?;
+        let mut held = web.hold(CONNECTIONS)?;
+        web.endpoints([Is::Unready, Is::Unready])?;
+        web.becomes([Some(0), Some(0)])?;
+        go_on(&held, 4)?;
+        web.becomes([Some(0), Some(0)])?;
+
+        node2(false)?;
+        web.becomes([Some(0), None])?;
+        are_reset(&mut held, CONNECTIONS / 2)?;
+        go_on(&held, 2)
+    });
+}
+
+/// Long after what datagrams would have, and with an annotation that says for how long at the most.
+#[test]
+fn i2_a2_sctp_drains_like_tcp_and_a_service_says_for_how_long() {
+    const CONNECTIONS: u32 = 50;
+    World::test(|world| {
+        let web = Web::new(world, echoing, Protocol::Sctp, [Is::Gone, Is::Ready])?;
+        let _agent = started(world, &[])?;
+        let mut held = web.hold(CONNECTIONS)?;
+        web.endpoints([Is::Ready, Is::Terminating])?;
+        web.becomes([Some(1), Some(0)])?;
+        go_on(&held, 4)?;
+        web.becomes([Some(1), Some(0)])?;
+        web.endpoints([Is::Ready, Is::Ready])?;
+        web.becomes([Some(1), Some(1)])?;
+        go_on(&held, 4)?;
+
+        web.write(&web.service().annotation("kube-ipvs.io/drain-timeout", "3s"))?;
+        // The manifests are read twice a second.
+        thread::sleep(Duration::from_secs(1));
+        web.endpoints([Is::Ready, Is::Terminating])?;
+        web.becomes([Some(1), Some(0)])?;
+        web.becomes([Some(1), None])?;
+        are_reset(&mut held, CONNECTIONS).map(drop)
+    });
+}
+
+/// The kernel remembers a connection for two minutes after its end, and with it the real server that its port had.
+#[test]
+fn a1_a_client_that_keeps_its_port_meets_a_server_that_lives_at_once() {
+    World::test(|world| {
+        let web = Web::new(world, serving, Protocol::Tcp, [Is::Ready, Is::Gone])?;
+        let _agent = started(world, &[])?;
+        let options = ["--source-port", "40001", "--interval-ms", "200", "--timeout-ms", "5000"];
+        let call = |family| web.client.keep_calling_with(Protocol::Tcp, &Web::target(family), &options);
+        let clients = Family::ALL.into_iter().map(call).collect::<Result<Vec<_>>>()?;
+        let [first, second] = [[Is::Ready, Is::Terminating], [Is::Terminating, Is::Ready]];
+        for (are, server) in [(first, "a"), (second, "b"), (first, "a"), (second, "b")] {
+            web.endpoints(are)?;
+            clients.iter().try_for_each(|calls| answered_by(calls, server))?;
+            clients.iter().try_for_each(|calls| made(calls, 20))?;
+        }
+        // It is not kept by connections of the past.
+        web.becomes([None, Some(1)])?;
+        for calls in clients {
+            let replies = calls.stop()?;
+            ensure_all_answered(&replies)?;
+            let mut servers: Vec<_> = replies.iter().filter_map(|reply| Some(reply.outcome.as_ref().ok()?.name.as_str())).collect();
+            servers.dedup();
+            ensure!(servers == ["a", "b", "a", "b"], "calls were answered by {servers:?}");
+            let longest = replies.iter().map(|reply| reply.took).max().unwrap_or_default();
+            ensure!(longest < Duration::from_secs(3), "of {} calls one took {longest:?}", replies.len());
+        }
+        Ok(())
     });
 }

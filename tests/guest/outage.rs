@@ -1,18 +1,21 @@
 //! Starts without an API server.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use testkit::manifest::{EndpointSlice, Service};
 use testkit::{Agent, Family, Netns, On, Protocol, Result, World, answers, eventually, shares};
 
-use crate::support::{KernelState, PATIENCE, answered, ensure_same, node, real_servers, serving, target, virtual_servers};
+use crate::support::{
+    KernelState, PATIENCE, POD_PORT, answered, ensure_all_answered, ensure_same, made, node, real_servers, serving, slices, target,
+    vip, virtual_servers,
+};
 
 const WEB: &str = "10.96.0.10:80";
 
 /// Takes everything from a node that an agent has put there, as a reboot does.
-const FORGET: &str = "for tables in iptables ip6tables; do
+pub(crate) const FORGET: &str = "for tables in iptables ip6tables; do
     for table in nat filter mangle raw; do $tables -w -t $table -F; $tables -w -t $table -X; done
 done
 ipvsadm -C && ip link delete kube-ipvs0 && ipset destroy";
@@ -27,7 +30,8 @@ fn metric(node: &Netns, name: &str) -> Result<String> {
     Ok(line.with_context(|| format!("there is no {name}"))?.to_owned())
 }
 
-fn is_well(node: &Netns, path: &str) -> Result<bool> {
+/// Whether an agent answers 200 to `healthz` or `livez`.
+pub(crate) fn is_well(node: &Netns, path: &str) -> Result<bool> {
     let url = format!("http://127.0.0.1:10256/{path}");
     Ok(node.try_exec(&["wget", "-q", "-O", "-", &url])?.status.success())
 }
@@ -97,6 +101,58 @@ fn j10_a_restart_without_an_api_server_takes_nothing_from_what_the_kernel_holds(
             ensure!(!servers.iter().any(|server| server.starts_with(&b) && !server.ends_with("-w 0")), "{servers:?}");
             Ok(())
         })
+    });
+}
+
+/// An agent that has saved nothing knows of nothing then, and takes that for no reason to remove anything. It is alive, and not to be relied on.
+#[test]
+fn j10_a_restart_without_an_api_server_and_without_saved_state_changes_nothing() {
+    World::test(|world| {
+        let ((a, _serve_a), (b, _serve_b)) = (serving(world, "a", On::Node)?, serving(world, "b", On::Node2)?);
+        let client = world.pod("client", On::Node)?;
+        let web = Family::ALL.iter().fold(Service::new("web"), |web, family| web.cluster_ip(&vip(*family, 10).to_string()));
+        let web = web.port(&Protocol::Tcp.to_string(), Protocol::Tcp, 80, POD_PORT);
+        world.write("web.yaml", &format!("{}{web}{}", node(), slices("web", &[&a, &b])))?;
+        let mut server = world.api_server(&[])?;
+        let agent = world.agent_of_cluster(&[])?;
+        let call = |family| {
+            let options = ["--interval-ms", "100", "--timeout-ms", "5000"];
+            client.keep_calling_with(Protocol::Tcp, &target(vip(family, 10), 80), &options)
+        };
+        let is_served = |family: &Family| -> Result {
+            eventually(PATIENCE, || answers(client.call(Protocol::Tcp, &target(vip(*family, 10), 80), 1)?).map(drop))
+        };
+        Family::ALL.iter().try_for_each(is_served)?;
+        let calls = Family::ALL.into_iter().map(call).collect::<Result<Vec<_>>>()?;
+        server.kill()?;
+        agent.kill()?;
+        let before = KernelState::of(world.node())?;
+
+        let mut agent = world.agent_of_cluster(&[])?;
+        // Of each kind it has asked once and more.
+        agent.process().wait_for("cannot watch", PATIENCE)?;
+        eventually(PATIENCE, || {
+            ensure!(is_well(world.node(), "livez")?, "not up");
+            Ok(())
+        })?;
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(10) {
+            ensure!(is_well(world.node(), "livez")?, "a restart would not help");
+            ensure!(!is_well(world.node(), "healthz")?, "nothing is known");
+            ensure_same(&before, &KernelState::of(world.node())?, "a start from nothing has changed the kernel's state")?;
+        }
+        calls.iter().try_for_each(|calls| made(calls, 5))?;
+
+        let _server = world.api_server(&["--resource-version", "1000"])?;
+        eventually(PATIENCE, || {
+            ensure!(is_well(world.node(), "healthz")?, "not synchronised");
+            Ok(())
+        })?;
+        ensure_same(&before, &KernelState::of(world.node())?, "all is known again, and the same")?;
+        for calls in calls {
+            ensure_all_answered(&calls.stop()?)?;
+        }
+        Ok(())
     });
 }
 
@@ -215,12 +271,18 @@ fn j10_a_full_disk_costs_nothing_but_what_cannot_be_saved() {
         shell("mkdir $0 && mount -t tmpfs -o size=128k tmpfs $0")?;
         let mut server = world.api_server(&["--interval-ms", "100"])?;
         let mut agent = cluster.agent()?;
-        let is_saved = || -> Result {
-            ensure!(metric(node, "kube_ipvs_saved_state_timestamp_seconds")? != "0", "nothing is saved");
-            ensure!(shell("cat $0/journal")?.contains("default/other"), "not all is saved");
+        eventually(PATIENCE, || {
+            ensure!(is_well(node, "healthz")?, "not everything has been listed");
             Ok(())
-        };
-        eventually(PATIENCE, is_saved)?;
+        })?;
+        // What comes after everything else is saved after it.
+        world
+            .write("last.yaml", &Service::new("last").cluster_ip("10.96.0.99").port("http", Protocol::Tcp, 80, 8080).to_string())?;
+        eventually(PATIENCE, || {
+            ensure!(shell("cat $0/base $0/journal")?.contains("default/last"), "not all is saved");
+            ensure!(metric(node, "kube_ipvs_saved_state_timestamp_seconds")? != "0", "nothing is saved");
+            Ok(())
+        })?;
 
         shell("cat /dev/zero >$0/filler 2>/dev/null; ! echo more >$0/another 2>/dev/null")?;
         let more = (0..80).map(|number| {

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use testkit::manifest::Service;
-use testkit::{Agent, Netns, On, Pod, Process, Protocol, Result, World, answers, eventually};
+use testkit::{Agent, Family, Netns, On, Pod, Process, Protocol, Result, World, answers, eventually};
 
-use crate::support::{KernelState, PATIENCE, POD_PORT, ensure_same, node, serving, slices, started, target, vip};
+use crate::held::{Held, echoing, go_on};
+use crate::support::{KernelState, PATIENCE, POD_PORT, ensure_same, node, real_servers, serving, slices, started, target, vip};
+use crate::web::{CONNECTIONS, Is, Web};
 
 /// What takes a fraction of a second on a node, in an emulated guest that runs several tests: still no audit.
 const SOON: Duration = Duration::from_secs(20);
@@ -49,13 +51,9 @@ impl<'a> Served<'a> {
         Ok(Self { node: world.node(), client, pods: [a, b], agent, before, _servers: [serve_a, serve_b] })
     }
 
-    /// Does the damage and waits until it is undone; how long that took.
+    /// As [`repaired`].
     fn repairs(&self, damage: &str) -> Result<Duration> {
-        self.node.exec(&["sh", "-c", damage]).context("the damage itself")?;
-        let start = Instant::now();
-        eventually(SOON, || ensure_same(&self.before, &KernelState::of(self.node)?, "not repaired"))
-            .with_context(|| damage.to_owned())?;
-        Ok(start.elapsed())
+        repaired(self.node, damage, &self.before)
     }
 
     /// Fails unless all is served and the repairs of these stages were counted and logged.
@@ -73,6 +71,14 @@ impl<'a> Served<'a> {
     }
 }
 
+/// Does the damage and waits until it is undone; how long that took.
+fn repaired(node: &Netns, damage: &str, before: &KernelState) -> Result<Duration> {
+    node.exec(&["sh", "-c", damage]).context("the damage itself")?;
+    let start = Instant::now();
+    eventually(SOON, || ensure_same(before, &KernelState::of(node)?, "not repaired")).with_context(|| damage.to_owned())?;
+    Ok(start.elapsed())
+}
+
 /// The value of a metric with these labels; 0 for one that is not there yet.
 fn metric(node: &Netns, name: &str) -> Result<u64> {
     let text = node.exec(&["wget", "-q", "-O", "-", "http://127.0.0.1:10249/metrics"])?;
@@ -82,6 +88,40 @@ fn metric(node: &Netns, name: &str) -> Result<u64> {
 
 fn repairs(node: &Netns, stage: &str) -> Result<u64> {
     metric(node, &format!("kube_ipvs_repairs_total{{stage=\"{stage}\"}}"))
+}
+
+/// Programs read the packet rules, and may fail where netlink goes on, as on a node that can have no more processes.
+#[test]
+fn j7_packet_rules_that_cannot_be_read_hold_up_no_change() {
+    World::test(|world| {
+        let served = Served::new(world, &["--audit-period", "1s", "--max-audit-cpu", "0"])?;
+        let (netns, [a, b]) = (served.node, &served.pods);
+        let audits = |result: &str| metric(netns, &format!("kube_ipvs_syncs_total{{pass=\"audit\",result=\"{result}\"}}"));
+        // In the mount namespace of the node alone: something that is no iptables.
+        let program = netns.exec(&["sh", "-c", "readlink -f $(command -v iptables-nft-save)"])?;
+        let program = program.trim();
+        netns.exec(&["mount", "--bind", "/proc/version", program])?;
+        eventually(PATIENCE, || {
+            ensure!(audits("error")? > 1, "audits go on as if packet rules could be read");
+            Ok(())
+        })?;
+
+        world.write("web.yaml", &format!("{}{}{}", node(), service(), slices("web", &[b])))?;
+        let real = target(a.address(testkit::Family::V4), POD_PORT);
+        eventually(SOON, || {
+            let servers = real_servers(netns, "-t", "10.96.0.10:80")?;
+            ensure!(servers.len() == 1 && !servers[0].starts_with(&real), "{servers:?}");
+            Ok(())
+        })?;
+        ensure!(answers(served.client.call(Protocol::Tcp, "10.96.0.10:80", 2)?)?.iter().all(|answer| answer.name == b.name()));
+
+        netns.exec(&["umount", program])?;
+        let before = audits("success")?;
+        eventually(PATIENCE, || {
+            ensure!(audits("success")? > before, "audits do not go on");
+            Ok(())
+        })
+    });
 }
 
 #[test]
@@ -109,6 +149,36 @@ fn k2_what_the_kernel_tells_of_is_repaired_at_once() {
         std::thread::sleep(Duration::from_secs(5));
         let after = served.agent.log()?.matches("pass=Repair").count();
         ensure!(after <= before + 2, "{before} repairs became {after} while nothing happened");
+        Ok(())
+    });
+}
+
+/// What others can do to what is ours without taking connections away themselves. While nothing leads to a VIP, or addresses are not translated,
+/// what is sent goes to others, who may answer with resets.
+#[test]
+fn k2_damage_and_its_repair_cost_none_of_300_connections() {
+    World::test(|world| {
+        let web = Web::new(world, echoing, Protocol::Tcp, [Is::Ready, Is::Ready])?;
+        let _agent = started(world, &["--audit-period", "2s"])?;
+        let (node, before) = (world.node(), KernelState::of(world.node())?);
+        let mut held = web.hold(CONNECTIONS)?;
+        for family in Family::ALL {
+            held.push(Held::open(world.ext(), Protocol::Tcp, &Web::target(family), CONNECTIONS / 2, Duration::from_secs(1))?);
+        }
+        for damage in [
+            "ipset flush",
+            "ipset flush KUBE-6-CLUSTER-IP",
+            "ipvsadm -E -t 10.96.0.10:80 -s wlc",
+            "ipvsadm -E -t [fd00:96::10]:80 -s wlc -p 60",
+            "ipvsadm -e -t 10.96.0.10:80 -r 10.244.1.2:8080 -m -w 0",
+            "ipvsadm -a -t [fd00:96::10]:80 -r [fd00:244:0:1::77]:8080 -m -w 1",
+            "iptables -w -F; ip6tables -w -F",
+            "iptables -w -t nat -F; ip6tables -w -t nat -F",
+            "echo 0 >/proc/sys/net/ipv4/ip_forward",
+        ] {
+            repaired(node, damage, &before)?;
+            go_on(&held, 1).context(damage)?;
+        }
         Ok(())
     });
 }

@@ -1,12 +1,13 @@
 //! How connections are spread: schedulers, their flags, weights and one-packet scheduling, by annotation.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use testkit::manifest::Service;
 use testkit::{Answer, Family, Netns, On, Pod, Process, Protocol, Result, World, answers, eventually, shares};
 
-use crate::drain::{CLIENT, held};
+use crate::held::{Held, echoing, go_on};
 use crate::support::{
     PATIENCE, POD_PORT, ensure_shares, node, real_servers, serving, slices, started, target, vip, virtual_servers,
 };
@@ -110,16 +111,14 @@ fn metrics(world: &World) -> Result<String> {
 #[test]
 fn e3_a_service_has_its_own_scheduler_and_a_change_of_it_keeps_connections() {
     World::test(|world| {
-        let [a, b] = [world.pod("a", On::Node)?, world.pod("b", On::Node2)?];
+        let [(a, _echo_a), (b, _echo_b)] = [echoing(world, "a", On::Node)?, echoing(world, "b", On::Node2)?];
         let client = world.pod("client", On::Node)?;
-        let echo = ["busybox", "nc", "-ll", "-p", "8080", "-e", "cat"];
-        let _echoes = [a.start(&echo)?, b.start(&echo)?];
         world.write("endpoints.yaml", &format!("{}{}", node(), slices("web", &[&a, &b])))?;
         write(world, &[])?;
         let _agent = started(world, &["--scheduler", "wlc"])?;
         becomes(world, "wlc", "wlc")?;
-        let mut connection = client.start(&["bash", "-c", CLIENT])?;
-        connection.wait_for("held", PATIENCE)?;
+        let open = |family| Held::open(&client, Protocol::Tcp, &web(family), 20, Duration::from_millis(300));
+        let held = Family::ALL.into_iter().map(open).collect::<Result<Vec<_>>>()?;
         let before = world.node().exec(&["ipvsadm", "-Ln", "--stats", "--exact"])?;
         ensure!(before.contains("10.244."), "{before}");
 
@@ -132,12 +131,7 @@ fn e3_a_service_has_its_own_scheduler_and_a_change_of_it_keeps_connections() {
         ] {
             write(world, &annotations)?;
             becomes(world, tcp, udp)?;
-            let answers = held(&connection)?;
-            eventually(PATIENCE, || {
-                let more = held(&connection)? - answers;
-                ensure!(more > 2, "{more} more answers");
-                Ok(())
-            })?;
+            go_on(&held, 3)?;
         }
         Ok(())
     });

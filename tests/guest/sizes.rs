@@ -7,7 +7,8 @@ use testkit::manifest::{EndpointSlice, Service};
 use testkit::{Family, On, Protocol, World, eventually};
 
 use crate::support::{
-    BETWEEN_CALLS, PATIENCE, POD_PORT, answered, ensure_all_answered, made, members, node, serving, slices, started, target, vip,
+    BETWEEN_CALLS, PATIENCE, POD_PORT, answered, ensure_all_answered, lines, made, members, node, serving, slices, started,
+    synchronise, target, vip,
 };
 
 /// Of a set that somebody made too small, by ourselves of an older version or by hand.
@@ -106,5 +107,57 @@ fn j3_a_set_grows_beyond_65536_members_while_it_is_in_use() {
         })?;
         made(&calls, 3)?;
         ensure_all_answered(&calls.stop()?)
+    });
+}
+
+/// What is made in parts when there is much of it must not hide from the rest what an earlier run has left.
+#[test]
+fn k2_a_start_that_makes_much_still_takes_away_what_is_left() {
+    const PORTS: u16 = 100;
+    const SERVICES: u16 = 6;
+    // Of a table that was emptied but for those: what has a mark, and the node port of a Service that goes meanwhile.
+    const LEAVE: &str = "table=$(ipvsadm -Sn) && ipvsadm -C && echo \"$table\" | grep -E -e '-f |:30099 ' | ipvsadm -R
+        for set in $(ipset save | sed -n 's/^add \\([^ ]*\\) .*tcp:30099.*/\\1/p' | sort -u); do
+            ipset save $set | sed \"s/ $set / SMALL /; s/ maxelem [0-9]*/ maxelem 64/\" | ipset restore
+            ipset swap SMALL $set && ipset destroy SMALL
+        done";
+    World::test(|world| {
+        let (pod, _serve) = serving(world, "a", On::Node)?;
+        let many = (0..SERVICES).map(|number| {
+            let service = Service::new(&format!("many-{number}")).cluster_ip(&format!("10.96.1.{number}"));
+            (0..PORTS)
+                .fold(service, |service, port| service.port(&format!("p{port}"), Protocol::Tcp, 1000 + port, POD_PORT))
+                .to_string()
+        });
+        let public = Service::new("public")
+            .cluster_ip("10.96.0.10")
+            .port("tcp", Protocol::Tcp, 80, POD_PORT)
+            .node_port(30080)
+            .spec("externalTrafficPolicy: Local");
+        let gone = Service::new("gone").cluster_ip("10.96.0.11").port("tcp", Protocol::Tcp, 80, POD_PORT).node_port(30099);
+        world.write("many.yaml", &format!("{}{}{public}{}", node(), many.collect::<String>(), slices("public", &[&pod])))?;
+        world.write("gone.yaml", &format!("{gone}{}", slices("gone", &[&pod])))?;
+        synchronise(world, &[])?;
+        let table = || -> testkit::Result<Vec<String>> {
+            let saved = world.node().exec(&["ipvsadm", "-Sn"])?;
+            Ok(lines(&saved).filter(|line| line.starts_with("-A ")).map(str::to_owned).collect())
+        };
+        let marks = |table: &[String]| table.iter().filter(|line| line.contains(" -f ")).cloned().collect::<Vec<_>>();
+        let before = table()?;
+        ensure!(!marks(&before).is_empty() && before.iter().any(|line| line.contains(":30099")), "{before:#?}");
+
+        world.remove("gone.yaml")?;
+        world.node().exec(&["sh", "-ec", LEAVE])?;
+        ensure!(table()?.len() < 10, "{:#?}", table()?);
+        // Another bit than those of the mark that the frontend has: all marks are others then.
+        let _agent = started(world, &["--masquerade-bit", "10"])?;
+        eventually(PATIENCE, || {
+            let after = table()?;
+            ensure!(after.len() > usize::from(SERVICES * PORTS), "{} virtual servers", after.len());
+            ensure!(!after.iter().any(|line| line.contains(":30099") || line.contains("10.96.0.11")), "{:#?}", marks(&after));
+            ensure!(marks(&after).len() == marks(&before).len(), "{:#?} where there were {:#?}", marks(&after), marks(&before));
+            ensure!(marks(&after) != marks(&before), "the marks are the same, and nothing was tried: {:#?}", marks(&after));
+            Ok(())
+        })
     });
 }

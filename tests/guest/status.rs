@@ -4,8 +4,9 @@ use anyhow::{Context as _, bail, ensure};
 use testkit::manifest::Service;
 use testkit::{Family, On, Protocol, Result, World, answers, eventually};
 
-use crate::drain::{connect, held, slice};
-use crate::support::{PATIENCE, POD_PORT, lines, node, serving, slices, started, synchronise};
+use crate::held::{echoing, go_on};
+use crate::support::{PATIENCE, POD_PORT, lines, node, serving, slices, started, synchronise, target};
+use crate::web::{Is, Web};
 
 const NAMES: [(&str, &str); 6] = [
     ("TCP  10.96.0.10:80", "default/web:tcp"),
@@ -154,20 +155,21 @@ fn status_reads_like_ipvsadm_and_names_the_services() {
 #[test]
 fn status_shows_what_drains_and_what_has_drifted() {
     World::test(|world| {
-        let ([busy, other], _processes, connection) = connect(world, &["--audit-period", "1h", "--check-period", "0s"])?;
+        let web = Web::new(world, echoing, Protocol::Tcp, [Is::Ready, Is::Gone])?;
+        let _agent = started(world, &["--audit-period", "1h", "--check-period", "0s"])?;
+        let held = web.hold(1)?;
+        let [real, other] = web.pods.each_ref().map(|pod| target(pod.address(Family::V4), POD_PORT));
         ensure!(lines(&world.kube_ipvs(&["status", "--draining"])?).count() == 3, "nothing drains yet");
-        world.write("endpoints.yaml", &slice(&[&other]))?;
-        let real = format!("{}:8080", busy.address(Family::V4));
+        web.endpoints([Is::Gone, Is::Ready])?;
         let draining = eventually(PATIENCE, || {
             let draining = world.kube_ipvs(&["status", "--draining"])?;
             ensure!(lines(&draining).any(|line| line.contains(&real)), "{draining}");
             Ok(draining)
         })?;
         ensure!(lines(&draining).any(|line| line.contains(&real) && line.contains("draining ")), "{draining}");
-        held(&connection)?;
+        go_on(&held, 1)?;
 
         ensure!(lines(&world.kube_ipvs(&["status", "--drifted"])?).count() == 3, "nothing has drifted yet");
-        let other = format!("{}:8080", other.address(Family::V4));
         world.node().exec(&["ipvsadm", "-e", "-t", "10.96.0.10:80", "-r", &other, "-m", "-w", "7"])?;
         let drifted = world.kube_ipvs(&["status", "--drifted", "-o", "wide"])?;
         ensure!(lines(&drifted).any(|line| line.contains(&other) && line.ends_with("drifted: desired: weight 1")), "{drifted}");

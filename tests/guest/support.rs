@@ -251,6 +251,16 @@ pub(crate) fn answered(calls: &Calls) -> Result {
     })
 }
 
+/// Waits until the last call was answered by `server`.
+pub(crate) fn answered_by(calls: &Calls, server: &str) -> Result {
+    eventually(PATIENCE, || {
+        let replies = calls.so_far()?;
+        let last = replies.last().context("no call was made yet")?;
+        ensure!(last.outcome.as_ref().is_ok_and(|answer| answer.name == server), "the last call ended with {:?}", last.outcome);
+        Ok(())
+    })
+}
+
 /// Waits until `more` further calls were made: what was done before has had its effect on some.
 pub(crate) fn made(calls: &Calls, more: usize) -> Result {
     let before = calls.so_far()?.len();

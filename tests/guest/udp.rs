@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use testkit::manifest::{EndpointSlice, Service};
-use testkit::{Calls, EXT_V4, Family, NODE_V4, Netns, On, Pod, Process, Protocol, Reply, Result, World, eventually};
+use testkit::{Calls, EXT_V4, EXT_V6, Family, NODE_V4, Netns, On, Pod, Process, Protocol, Reply, Result, World, eventually};
 
 use crate::support::{
-    PATIENCE, POD_PORT, answered, ensure_all_answered, node, node_address, serving, started, synchronise, target, vip,
+    PATIENCE, POD_PORT, answered, answered_by, ensure_all_answered, node, node_address, real_servers, serving, started,
+    synchronise, target, vip,
 };
 
 const PORT: u16 = 53;
@@ -46,20 +47,6 @@ fn clients(world: &World, inside: &Netns) -> Result<Vec<Calls>> {
     Ok(clients)
 }
 
-fn name(reply: &Reply) -> Option<&str> {
-    reply.outcome.as_ref().ok().map(|answer| answer.name.as_str())
-}
-
-/// Waits until the last call was answered by `server`.
-fn answered_by(calls: &Calls, server: &str) -> Result {
-    eventually(PATIENCE, || {
-        let replies = calls.so_far()?;
-        let last = replies.last().context("no call was made yet")?;
-        ensure!(name(last) == Some(server), "the last call ended with {:?}", last.outcome);
-        Ok(())
-    })
-}
-
 /// How long nobody answered, at the most, between the first answer and the last.
 fn longest_silence(replies: &[Reply]) -> Duration {
     let silences = replies.split(|reply| reply.outcome.is_ok()).skip(1);
@@ -68,16 +55,25 @@ fn longest_silence(replies: &[Reply]) -> Duration {
 
 fn serve_slowly(pod: &Pod, delay_ms: u64) -> Result<Process> {
     let (port, delay) = (POD_PORT.to_string(), delay_ms.to_string());
-    let arguments = ["probe", "serve", "--name", pod.name(), "--port", &port, "--udp", "--udp-delay-ms", &delay];
+    let arguments = ["probe", "serve", "--name", pod.name(), "--port", &port, "--udp", "--delay-ms", &delay];
     let mut server = pod.start(&arguments)?;
     server.wait_for("ready\n", PATIENCE)?;
     Ok(server)
 }
 
+/// The client outside.
+fn outside(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => EXT_V4.into(),
+        Family::V6 => EXT_V6.into(),
+    }
+}
+
 /// Makes an entry of connection tracking: from a client outside to `destination`, with answers from `answering`.
 fn insert(world: &World, protocol: &str, client_port: u16, destination: (IpAddr, u16), answering: (IpAddr, u16)) -> Result {
     let [client_port, destination_port, answering_port] = [client_port, destination.1, answering.1].map(|port| port.to_string());
-    let (client, destination, answering) = (EXT_V4.to_string(), destination.0.to_string(), answering.0.to_string());
+    let family = if destination.0.is_ipv4() { Family::V4 } else { Family::V6 };
+    let [client, destination, answering] = [outside(family), destination.0, answering.0].map(|address| address.to_string());
     let mut command = vec!["conntrack", "-I", "-p", protocol, "-t", "600", "-s", &client, "-d", &destination, "-r", &answering];
     command.extend(["-q", &client, "--sport", &client_port, "--dport", &destination_port]);
     command.extend(["--reply-port-src", &answering_port, "--reply-port-dst", &client_port]);
@@ -87,9 +83,13 @@ fn insert(world: &World, protocol: &str, client_port: u16, destination: (IpAddr,
     world.node().exec(&command).map(drop)
 }
 
-fn is_tracked(world: &World, client_port: u16) -> Result<bool> {
-    let entries = world.node().exec(&["conntrack", "-L", "-f", "ipv4"])?;
-    Ok(entries.lines().any(|entry| entry.contains(&format!("src={EXT_V4} ")) && entry.contains(&format!(" sport={client_port} "))))
+/// Which of the entries from these ports of the client outside are there.
+fn tracked(world: &World, family: Family, client_ports: &[u16]) -> Result<Vec<u16>> {
+    let entries = world.node().exec(&["conntrack", "-L", "-f", &family.to_string().to_lowercase()])?;
+    let client = format!(" src={} ", outside(family));
+    let entries: Vec<_> = entries.lines().filter(|entry| entry.contains(&client)).collect();
+    let is_there = |port: &u16| entries.iter().any(|entry| entry.contains(&format!(" sport={port} ")));
+    Ok(client_ports.iter().copied().filter(is_there).collect())
 }
 
 /// How often the agent has searched the node's flows.
@@ -228,55 +228,79 @@ fn i1_behind_policy_local_callers_inside_go_over_as_well() {
 fn i1_flows_of_others_and_of_frontends_that_did_not_change_are_left_alone() {
     World::test(|world| {
         let [a, b] = [world.pod("a", On::Node)?, world.pod("b", On::Node2)?];
-        let other = Service::new("other").cluster_ip("10.96.0.11").port("dns", Protocol::Udp, PORT, POD_PORT);
-        let other_slice = EndpointSlice::ipv4("other").port("dns", Protocol::Udp, POD_PORT).pod(&a);
-        let web = Service::new("web").cluster_ip("10.96.0.12").port("http", Protocol::Tcp, 80, POD_PORT);
-        let web_slice = |pod: &Pod| EndpointSlice::ipv4("web").port("http", Protocol::Tcp, POD_PORT).pod(pod).to_string();
-        world.write("others.yaml", &format!("{}{}{other}{other_slice}{web}", node(), service("dns", 10)))?;
-        world.write("web.yaml", &web_slice(&a))?;
+        let of_both = |name, number| {
+            Family::ALL.iter().fold(Service::new(name), |service, family| service.cluster_ip(&vip(*family, number).to_string()))
+        };
+        let other = of_both("other", 11).port("dns", Protocol::Udp, PORT, POD_PORT);
+        let web = of_both("web", 12).port("dns", Protocol::Tcp, 80, POD_PORT);
+        let of = |service, protocol, pod: &Pod| {
+            Family::ALL
+                .map(|family| EndpointSlice::of(service, family).port("dns", protocol, POD_PORT).pod(pod).to_string())
+                .concat()
+        };
+        let others = format!("{}{}{other}{}{web}", node(), service("dns", 10), of("other", Protocol::Udp, &a));
+        world.write("others.yaml", &others)?;
+        world.write("web.yaml", &of("web", Protocol::Tcp, &a))?;
         world.write("endpoints.yaml", &slices(&[&a]))?;
 
         // At the start all frontends are looked at.
-        let gone = (IpAddr::from([10, 244, 2, 250]), POD_PORT);
-        let dns = (vip(Family::V4, 10), PORT);
-        let node_port = (IpAddr::from(NODE_V4), NODE_PORT);
-        let remote = (IpAddr::from([203, 0, 113, 7]), NODE_PORT);
-        insert(world, "udp", 1000, (vip(Family::V4, 11), PORT), gone)?;
-        insert(world, "udp", 1001, remote, remote)?;
+        let gone = |family: Family| match family {
+            Family::V4 => (IpAddr::from([10, 244, 2, 250]), POD_PORT),
+            Family::V6 => (IpAddr::from([0xfd00, 0x244, 0, 2, 0, 0, 0, 0x250]), POD_PORT),
+        };
+        for family in Family::ALL {
+            let remote = match family {
+                Family::V4 => (IpAddr::from([203, 0, 113, 7]), NODE_PORT),
+                Family::V6 => (IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7]), NODE_PORT),
+            };
+            insert(world, "udp", 1000, (vip(family, 11), PORT), gone(family))?;
+            insert(world, "udp", 1001, remote, remote)?;
+        }
         synchronise(world, &[])?;
-        ensure!(!is_tracked(world, 1000)?, "a stale flow has outlived the start");
-        ensure!(is_tracked(world, 1001)?, "a flow that is not ours is gone");
+        for family in Family::ALL {
+            let left = tracked(world, family, &[1000, 1001])?;
+            ensure!(left == [1001], "{family}: of a stale flow and one of others the start has left {left:?}");
+        }
 
         let _agent = started(world, &[])?;
-        insert(world, "udp", 1002, dns, gone)?;
-        insert(world, "udp", 1003, node_port, gone)?;
-        insert(world, "udp", 1004, node_port, node_port)?;
-        insert(world, "udp", 2000, (vip(Family::V4, 11), PORT), gone)?;
-        insert(world, "udp", 2001, (IpAddr::from(NODE_V4), NODE_PORT + 1), gone)?;
-        insert(world, "udp", 2002, dns, (b.address(Family::V4), POD_PORT))?;
-        insert(world, "tcp", 2003, dns, gone)?;
+        for family in Family::ALL {
+            let (dns, node_port, gone) = ((vip(family, 10), PORT), (node_address(family), NODE_PORT), gone(family));
+            insert(world, "udp", 1002, dns, gone)?;
+            insert(world, "udp", 1003, node_port, gone)?;
+            insert(world, "udp", 1004, node_port, node_port)?;
+            insert(world, "udp", 2000, (vip(family, 11), PORT), gone)?;
+            insert(world, "udp", 2001, (node_address(family), NODE_PORT + 1), gone)?;
+            insert(world, "udp", 2002, dns, (b.address(family), POD_PORT))?;
+            insert(world, "tcp", 2003, dns, gone)?;
+        }
 
         // What changes nothing for UDP costs no look at flows.
         let before = searches(world)?;
-        world.write("web.yaml", &web_slice(&b))?;
-        let web_server = format!("-a -t 10.96.0.12:80 -r {} -m -w 1", target(b.address(Family::V4), POD_PORT));
-        eventually(PATIENCE, || {
-            let table = world.node().exec(&["ipvsadm", "-Sn"])?;
-            ensure!(table.contains(&web_server) && !table.contains("-a -t 10.96.0.12:80 -r 10.244.1."), "{table}");
-            Ok(())
-        })?;
+        world.write("web.yaml", &of("web", Protocol::Tcp, &b))?;
+        for family in Family::ALL {
+            let server = format!("{} -m -w 1", target(b.address(family), POD_PORT));
+            eventually(PATIENCE, || {
+                let servers = real_servers(world.node(), "-t", &target(vip(family, 12), 80))?;
+                ensure!(servers == [server.as_str()], "{servers:?}");
+                Ok(())
+            })?;
+        }
         ensure!(searches(world)? == before, "flows were searched");
-        ensure!(is_tracked(world, 1002)?);
+        for family in Family::ALL {
+            ensure!(tracked(world, family, &[1002])? == [1002], "{family}: it is gone");
+        }
 
         world.write("endpoints.yaml", &slices(&[&b]))?;
-        eventually(PATIENCE, || {
-            let left: Vec<_> = [1002, 1003, 1004].into_iter().filter(|port| is_tracked(world, *port).unwrap_or(true)).collect();
-            ensure!(left.is_empty(), "stale flows are left: {left:?}");
-            Ok(())
-        })?;
-        let lost: Vec<_> =
-            [1001, 2000, 2001, 2002, 2003].into_iter().filter(|port| !is_tracked(world, *port).unwrap_or(false)).collect();
-        ensure!(lost.is_empty(), "flows of others are gone: {lost:?}");
+        for family in Family::ALL {
+            eventually(PATIENCE, || {
+                let left = tracked(world, family, &[1002, 1003, 1004])?;
+                ensure!(left.is_empty(), "{family}: stale flows are left: {left:?}");
+                Ok(())
+            })?;
+            let others = [1001, 2000, 2001, 2002, 2003];
+            let left = tracked(world, family, &others)?;
+            ensure!(left == others, "{family}: of the flows of others {others:?} only {left:?} are left");
+        }
         ensure!(searches(world)? > before);
         Ok(())
     });

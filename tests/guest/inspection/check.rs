@@ -151,12 +151,8 @@ fn a_process_that_would_undo_an_agents_work_is_found() {
 fn access_to_the_api_server_is_checked_verb_by_verb() {
     World::test(|world| {
         write_web(world, &[])?;
-        let kubeconfig = world.manifests().with_file_name("kubeconfig").display().to_string();
-        let manifests = world.manifests().display().to_string();
-        let apiserver = ["apiserver", "--listen", "127.0.0.1:8001", "--manifests", &manifests, "--write-kubeconfig", &kubeconfig];
-        let forbid = ["--forbid", "watch:endpointslices", "--forbid", "create:events"];
-        let mut server = world.node().start(&[&apiserver[..], &forbid].concat())?;
-        server.wait_for("listening on", PATIENCE)?;
+        let mut server = world.api_server(&["--forbid", "watch:endpointslices", "--forbid", "create:events"])?;
+        let kubeconfig = world.kubeconfig().display().to_string();
         let of_cluster = || {
             let arguments = ["check", "--kubeconfig", &kubeconfig, "--node-name", "node", "--cluster-cidr", "10.244.0.0/16"];
             Ok::<_, anyhow::Error>(Report::of(&world.try_kube_ipvs(&arguments)?))

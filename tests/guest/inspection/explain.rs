@@ -5,8 +5,9 @@ use testkit::manifest::Service;
 use testkit::{EXT_V4, Family, On, Protocol, Result, World, answers, eventually, shares};
 
 use super::inspect;
-use crate::drain;
-use crate::support::{KernelState, PATIENCE, POD_PORT, ensure_same, node, serving, slices, synchronise, target};
+use crate::held::{echoing, go_on};
+use crate::support::{KernelState, PATIENCE, POD_PORT, ensure_same, node, serving, slices, started, synchronise, target};
+use crate::web::{Is, Web};
 
 /// Explains, which changes nothing.
 fn explain(world: &World, called: &str, more: &[&str]) -> Result<String> {
@@ -86,9 +87,11 @@ fn what_is_said_of_callers_is_what_becomes_of_them() {
 #[test]
 fn a_drain_is_told_with_the_time_that_is_left_and_the_connections_that_it_is_for() {
     World::test(|world| {
-        let ([busy, other], _processes, connection) = drain::connect(world, &["--vanished-drain-timeout", "5m"])?;
-        world.write("endpoints.yaml", &drain::slice(&[&other]))?;
-        let real = target(busy.address(Family::V4), 8080);
+        let web = Web::new(world, echoing, Protocol::Tcp, [Is::Ready, Is::Gone])?;
+        let _agent = started(world, &["--vanished-drain-timeout", "5m"])?;
+        let held = web.hold(1)?;
+        web.endpoints([Is::Gone, Is::Ready])?;
+        let real = target(web.pods[0].address(Family::V4), POD_PORT);
         let told = eventually(PATIENCE, || {
             let told = explain(world, "10.96.0.10:80", &[])?;
             says(&told, &format!("{real}: no EndpointSlice has it any more; draining, for "))?;
@@ -99,7 +102,6 @@ fn a_drain_is_told_with_the_time_that_is_left_and_the_connections_that_it_is_for
         ensure!(!told.contains("only a running agent knows"), "{told}");
         says(&told, "IPVS has 1 connection to it\n")?;
         says(&told, &format!(" has {real}: ESTABLISHED, for "))?;
-        drain::held(&connection)?;
-        Ok(())
+        go_on(&held, 1)
     });
 }

@@ -236,11 +236,8 @@ fn a_plan_against_a_cluster_is_the_same() {
         let ([a, b], _servers) = pods(world)?;
         world.write("services.yaml", &services())?;
         world.write("slices.yaml", &slices("web", &[&a, &b]))?;
-        let kubeconfig = world.manifests().with_file_name("kubeconfig").display().to_string();
-        let manifests = world.manifests().display().to_string();
-        let apiserver = ["apiserver", "--listen", "127.0.0.1:8001", "--manifests", &manifests, "--write-kubeconfig", &kubeconfig];
-        let mut server = world.node().start(&apiserver)?;
-        server.wait_for("listening on", PATIENCE)?;
+        let mut server = world.api_server(&[])?;
+        let kubeconfig = world.kubeconfig().display().to_string();
         let of_cluster = || {
             let arguments = world.node_arguments();
             let (_, decisions) = arguments.split_at(2);

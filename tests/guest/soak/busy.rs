@@ -7,7 +7,7 @@ use testkit::manifest::{EndpointSlice, Service};
 use testkit::{Calls, Family, Netns, On, Pod, Process, Protocol, Random, Result, World};
 
 use super::damage::Harm;
-use crate::held::{Held, echoing};
+use crate::held::{Held, echoing, go_on};
 use crate::support::{POD_PORT, answered, ensure_all_answered, failures, node_address, target, vip};
 
 /// What makes its addresses.
@@ -119,7 +119,7 @@ impl Traffic {
         if harm == Harm::Connections {
             self.held = hold(pod)?;
         }
-        self.held.iter().try_for_each(|held| held.go_on(CONNECTIONS.into())).context("connections")?;
+        go_on(&self.held, 1).context("connections")?;
         ensure!(count > 0, "no call was made");
         Ok((count, failed))
     }

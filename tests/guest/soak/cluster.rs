@@ -2,6 +2,7 @@
 //! the first is judged.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use super::busy::{Busy, Traffic};
 use super::damage::{Damage, Harm};
 use crate::life::{self, change};
 use crate::support::{KernelState, ensure_same, lines, node};
+use crate::trouble::FAULTS;
 
 /// What belongs to neither, and has to survive: made again after damages, some of which are damage to it as well.
 const FOREIGN: &str =
@@ -37,6 +39,31 @@ const VERSIONS: u64 = 100_000;
 
 const ARGUMENTS: [&str; 2] = ["--nodeport-addresses", "all"];
 
+/// What the API server may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// Its process is gone.
+    Down,
+    /// It hears and says nothing any more.
+    Hung,
+    /// It answers, and mostly with something else than it should.
+    Unwell,
+}
+
+impl Trouble {
+    pub(crate) const ALL: [Self; 3] = [Self::Down, Self::Hung, Self::Unwell];
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Down => "is down",
+            Self::Hung => "hangs",
+            Self::Unwell => "is not well",
+        })
+    }
+}
+
 pub(crate) struct Cluster<'a> {
     world: &'a World,
     fresh: World,
@@ -44,7 +71,7 @@ pub(crate) struct Cluster<'a> {
     client: Pod,
     traffic: Traffic,
     server: Process,
-    is_server_hung: bool,
+    trouble: Option<Trouble>,
     version: u64,
     agent: Agent,
     binding: &'static str,
@@ -82,7 +109,7 @@ impl<'a> Cluster<'a> {
             client,
             traffic,
             server,
-            is_server_hung: false,
+            trouble: None,
             version: 0,
             agent,
             binding,
@@ -167,23 +194,41 @@ impl<'a> Cluster<'a> {
         Ok(())
     }
 
-    /// The API server ends, or hears and says nothing any more.
-    pub(crate) fn api_server_goes(&mut self, hangs: bool) -> Result {
-        self.is_server_hung = hangs;
-        if hangs { self.server.signal("STOP") } else { Ok(self.server.kill()?) }
+    /// Something is the matter with the API server from now on.
+    pub(crate) fn api_server_goes(&mut self, trouble: Trouble) -> Result {
+        self.trouble = Some(trouble);
+        match trouble {
+            Trouble::Down => Ok(self.server.kill()?),
+            Trouble::Hung => self.server.signal("STOP"),
+            Trouble::Unwell => {
+                let faults: Vec<_> = FAULTS.iter().flat_map(|fault| ["--fault", fault]).collect();
+                self.start_api_server(&[&["--fault-interval-ms", "300"], &faults[..]].concat())
+            }
+        }
     }
 
     pub(crate) fn api_server_returns(&mut self) -> Result {
-        if self.is_server_hung {
-            return self.server.signal("CONT");
+        match self.trouble.take() {
+            Some(Trouble::Hung) => self.server.signal("CONT"),
+            Some(Trouble::Down | Trouble::Unwell) | None => self.start_api_server(&[]),
         }
+    }
+
+    /// Starts it anew, in place of one that may run.
+    fn start_api_server(&mut self, arguments: &[&str]) -> Result {
+        self.server.kill()?;
         self.version += VERSIONS;
-        self.server = self.world.api_server(&["--interval-ms", "100", "--resource-version", &self.version.to_string()])?;
+        let version = self.version.to_string();
+        self.server = self.world.api_server(&[&["--interval-ms", "100", "--resource-version", &version], arguments].concat())?;
         Ok(())
     }
 
-    /// Waits until what the kernel came to last is there, whatever else may be.
+    /// Waits until what the kernel came to last is there, whatever else may be. Of an API server that is not well, something else may have been
+    /// heard by now.
     pub(crate) fn stays_served(&mut self) -> Result {
+        if self.trouble == Some(Trouble::Unwell) {
+            return Ok(());
+        }
         eventually(SETTLING, || {
             let (state, _) = parts(life::state(self.world)?);
             let lost: String = self.desired.difference(&state).lines().filter(|line| line.starts_with('-')).collect();

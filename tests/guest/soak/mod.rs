@@ -87,11 +87,16 @@ fn soak(world: &World, random: &mut Random, duration: Duration) -> Result<Tally>
             told.pop_front();
         }
         let mut details = Vec::new();
-        step.take(&mut cluster, random, &mut tally, &mut details).and_then(|()| footprint.look(cluster.agent_id())).with_context(
-            || format!("the last steps:\n{}\nin the last one:\n{}", Vec::from_iter(told.clone()).join("\n"), details.join("\n")),
-        )?;
+        let taken = step.take(&mut cluster, random, &mut tally, &mut details);
+        let ended = taken.and_then(|()| footprint.look(cluster.agent_id())).with_context(|| {
+            format!("the last steps:\n{}\nin the last one:\n{}", Vec::from_iter(told.clone()).join("\n"), details.join("\n"))
+        })?;
+        if let Some(ended) = ended {
+            println!("{ended}");
+        }
     }
     println!("{footprint}");
+    footprint.ensure_judged(duration)?;
     Ok(tally)
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use testkit::{Random, Result};
 
 use super::Tally;
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Trouble};
 use super::damage::{Damage, Harm};
 
 /// Longer than an agent needs to start, so that it is killed in all that it does.
@@ -21,8 +21,8 @@ const LONGEST_OUTAGE_MS: u64 = 4000;
 pub(crate) enum Step {
     /// One thing after the other, without waiting.
     Deeds(Vec<Deed>),
-    /// The API server is away, and something happens meanwhile.
-    Outage { hung: bool, meanwhile: Deed },
+    /// The API server is away or not well, and something happens meanwhile.
+    Outage { trouble: Trouble, meanwhile: Deed },
 }
 
 /// One thing that is done.
@@ -47,7 +47,7 @@ pub(crate) enum Deed {
 impl Step {
     pub(crate) fn random(random: &mut Random, is_restless: bool) -> Self {
         if random.one_in(12) {
-            return Self::Outage { hung: random.one_in(2), meanwhile: Deed::during_outage(random, is_restless) };
+            return Self::Outage { trouble: random.of(&Trouble::ALL), meanwhile: Deed::during_outage(random, is_restless) };
         }
         Self::Deeds((0..=random.below(3)).map(|_| Deed::random(random, is_restless)).collect())
     }
@@ -65,9 +65,9 @@ impl Step {
                 deeds.iter().try_for_each(|deed| deed.take(cluster, random, tally, details))?;
                 deeds.iter().map(Deed::harm).max().unwrap_or_default()
             }
-            Self::Outage { hung, meanwhile } => {
+            Self::Outage { trouble, meanwhile } => {
                 tally.outages += 1;
-                cluster.api_server_goes(*hung)?;
+                cluster.api_server_goes(*trouble)?;
                 meanwhile.take(cluster, random, tally, details)?;
                 thread::sleep(Duration::from_millis(random.below(LONGEST_OUTAGE_MS)));
                 cluster.stays_served()?;
@@ -92,9 +92,7 @@ impl fmt::Display for Step {
                 let deeds: Vec<_> = deeds.iter().map(ToString::to_string).collect();
                 out.write_str(&deeds.join(", "))
             }
-            Self::Outage { hung, meanwhile } => {
-                write!(out, "the API server {}, meanwhile {meanwhile}", if *hung { "hangs" } else { "is down" })
-            }
+            Self::Outage { trouble, meanwhile } => write!(out, "the API server {trouble}, meanwhile {meanwhile}"),
         }
     }
 }

@@ -14,13 +14,14 @@ use std::net::IpAddr;
 
 use crate::{Family, Pod, Protocol};
 
-/// A Service in the namespace `default`: ClusterIP, or NodePort once a node port is given.
+/// A Service in the namespace `default`: ClusterIP, or NodePort once a node port is given, or LoadBalancer once it has the address of one.
 #[derive(Clone, Debug)]
 pub struct Service {
     name: String,
     annotations: Vec<(String, String)>,
     cluster_ips: Vec<String>,
     ports: Vec<ServicePort>,
+    load_balancer_ips: Vec<String>,
     created: Option<String>,
     /// Lines of the spec for what has no method here.
     spec: Vec<String>,
@@ -66,6 +67,7 @@ impl Service {
             annotations: Vec::new(),
             cluster_ips: Vec::new(),
             ports: Vec::new(),
+            load_balancer_ips: Vec::new(),
             created: None,
             spec: Vec::new(),
         }
@@ -101,6 +103,13 @@ impl Service {
         self
     }
 
+    /// Adds an address of a load balancer, in the status.
+    #[must_use]
+    pub fn load_balancer_ip(mut self, address: &str) -> Self {
+        self.load_balancer_ips.push(address.to_owned());
+        self
+    }
+
     /// Says when it was made, such as `2026-01-01T00:00:00Z`.
     #[must_use]
     pub fn created(mut self, time: &str) -> Self {
@@ -118,7 +127,13 @@ impl Service {
 
 impl fmt::Display for Service {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = if self.ports.iter().any(|port| port.node_port.is_some()) { "NodePort" } else { "ClusterIP" };
+        let kind = if !self.load_balancer_ips.is_empty() {
+            "LoadBalancer"
+        } else if self.ports.iter().any(|port| port.node_port.is_some()) {
+            "NodePort"
+        } else {
+            "ClusterIP"
+        };
         let families: Vec<_> = self.cluster_ips.iter().map(|address| if address.contains(':') { "IPv6" } else { "IPv4" }).collect();
         writeln!(out, "---\napiVersion: v1\nkind: Service\nmetadata:\n  name: {}\n  namespace: default", self.name)?;
         if let Some(time) = &self.created {
@@ -147,7 +162,10 @@ impl fmt::Display for Service {
                 writeln!(out, "    nodePort: {number}")?;
             }
         }
-        Ok(())
+        if !self.load_balancer_ips.is_empty() {
+            writeln!(out, "status:\n  loadBalancer:\n    ingress:")?;
+        }
+        self.load_balancer_ips.iter().try_for_each(|address| writeln!(out, "    - ip: \"{address}\""))
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::{Calls, Process, Protocol, Reply, Result};
+use crate::{Calls, Process, Protocol, Reply, Result, source_ports};
 
 /// Longer than the kernel waits before it sends a lost first packet again (TCP 1 s, SCTP 3 s): a guest that is emulated on a busy machine drops some.
 const PATIENCE_MS: &str = "5000";
@@ -210,6 +210,19 @@ impl Netns {
         let mut command = self.command(probe());
         command.args(["call", &protocol.to_string(), target, "--until-killed"]).args(options);
         Ok(Calls(Process::start(&mut command, log)?))
+    }
+
+    /// Calls ten times a second in the background over TCP, from ports that no other client has: for one that calls several frontends with the same
+    /// real servers. Each call has ten seconds, in which a first packet that was lost is sent three times more.
+    ///
+    /// # Errors
+    /// As [`Netns::keep_calling`].
+    pub fn keep_calling_apart(&self, target: &str) -> Result<Calls> {
+        /// In turn; who calls from one again calls the same frontend.
+        const PORTS: u16 = 400;
+        let (first, ports) = (source_ports(PORTS).to_string(), PORTS.to_string());
+        let options = ["--source-port", &first, "--ports", &ports, "--interval-ms", "100", "--timeout-ms", "10000"];
+        self.keep_calling_with(Protocol::Tcp, target, &options)
     }
 
     /// Runs `ip -batch` with these lines in the namespace: one process for many settings.

@@ -323,9 +323,17 @@ impl World {
     /// # Errors
     /// When it does not listen in time.
     pub fn api_server(&self, arguments: &[&str]) -> Result<Process> {
+        self.api_server_on(&self.node, arguments)
+    }
+
+    /// The same on another host; `arguments` say where it listens so that node can reach it.
+    ///
+    /// # Errors
+    /// As [`World::api_server`].
+    pub fn api_server_on(&self, host: &Netns, arguments: &[&str]) -> Result<Process> {
         let (manifests, kubeconfig) = (self.manifests().display().to_string(), self.kubeconfig().display().to_string());
         let command = ["apiserver", "--manifests", &manifests, "--write-kubeconfig", &kubeconfig];
-        let mut server = self.node.start(&[&command[..], arguments].concat())?;
+        let mut server = host.start(&[&command[..], arguments].concat())?;
         server.wait_for("listening on", START)?;
         Ok(server)
     }

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, UdpSocket};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,8 +41,9 @@ enum Command {
     /// series: PROTOCOL ADDRESS:PORT COUNT MILLISECONDS SOURCE FIRST-PORT. SOURCE is the address to call from, or `-` for the kernel's choice; each call
     /// comes from a port of its own, from FIRST-PORT on. A series ends with its first call that has no answer
     Series,
-    /// Keep connections to a server that echoes, and send a line over each now and then until it is lost. Prints "connected" when all are, "lost: WHY"
-    /// for each that is lost, and "held: COUNT" about twice a second, which is how many lines have come back over all of them
+    /// Keep connections to a server that echoes, and send a line over each now and then until it is lost. Prints "connected" when all are, "lost: WHY
+    /// after MILLISECONDS" for each that is lost, which is since it sent its last line, and "held: COUNT" about twice a second, which is how many lines
+    /// have come back over each of the others at the least
     Hold(Hold),
 }
 
@@ -65,9 +66,9 @@ struct Serve {
     /// Send connections back what they say, instead of answering with a line
     #[arg(long)]
     echo: bool,
-    /// Milliseconds that each datagram waits for its answer
+    /// Milliseconds that each datagram waits for its answer, and each line before it is sent back
     #[arg(long, default_value_t = 0)]
-    udp_delay_ms: u64,
+    delay_ms: u64,
 }
 
 #[derive(Args)]
@@ -79,9 +80,18 @@ struct Hold {
     /// How many connections
     #[arg(long, default_value_t = 1)]
     connections: usize,
+    /// The source port of the first connection; the others have the ports after it
+    #[arg(long)]
+    first_port: u16,
     /// Milliseconds between a line that came back and the next
     #[arg(long, default_value_t = 100)]
     interval_ms: u64,
+    /// Send so many lines at once and say that they are the last, and hold the connection until all have come back
+    #[arg(long)]
+    last: Option<usize>,
+    /// End the connections by resets when the process is killed, and not by saying goodbye
+    #[arg(long)]
+    reset: bool,
 }
 
 #[derive(Args)]
@@ -113,6 +123,9 @@ struct CallOptions {
     /// Call from this port (otherwise each call gets one from the kernel)
     #[arg(long, default_value_t = 0)]
     source_port: u16,
+    /// Call from so many ports in turn, --source-port being the first
+    #[arg(long, default_value_t = 1, requires = "source_port")]
+    ports: u16,
     /// Milliseconds between the ends and the starts of calls
     #[arg(long, default_value_t = 0)]
     interval_ms: u64,
@@ -145,7 +158,7 @@ impl Serve {
             .filter_map(|(wanted, protocol)| wanted.then_some(protocol))
             .collect();
         let protocols = if named.is_empty() { Protocol::ALL.to_vec() } else { named.clone() };
-        let delay = Duration::from_millis(self.udp_delay_ms);
+        let delay = Duration::from_millis(self.delay_ms);
         let mut listening = 0;
         for protocol in protocols {
             // A socket for each family: an SCTP socket for both would offer its peer the addresses of both, past the virtual server.
@@ -154,10 +167,12 @@ impl Serve {
                     Ok(socket) => {
                         listening += 1;
                         let name = self.name.clone();
-                        let answer = if self.echo { echo_connection } else { answer_connection };
+                        let answer: Answer = if self.echo { echo_connection } else { answer_connection };
                         match protocol {
                             Protocol::Udp => thread::spawn(move || answer_datagrams(&Arc::new(socket.into()), &name, delay)),
-                            Protocol::Tcp | Protocol::Sctp => thread::spawn(move || answer_connections(&socket, &name, answer)),
+                            Protocol::Tcp | Protocol::Sctp => {
+                                thread::spawn(move || answer_connections(&socket, &name, delay, answer))
+                            }
                         };
                     }
                     Err(error) if named.is_empty() && is_missing_in_kernel(&error) => {}
@@ -203,13 +218,15 @@ fn is_missing_in_kernel(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(EPROTONOSUPPORT | ESOCKTNOSUPPORT | EAFNOSUPPORT | EADDRNOTAVAIL))
 }
 
-fn answer_connections(socket: &Socket, name: &str, answer: fn(&Socket, &SockAddr, &str) -> io::Result<()>) {
+type Answer = fn(&Socket, &SockAddr, &str, Duration) -> io::Result<()>;
+
+fn answer_connections(socket: &Socket, name: &str, delay: Duration, answer: Answer) {
     loop {
         match socket.accept() {
             Ok((connection, peer)) => {
                 let name = name.to_owned();
                 thread::spawn(move || {
-                    if let Err(error) = answer(&connection, &peer, &name) {
+                    if let Err(error) = answer(&connection, &peer, &name, delay) {
                         eprintln!("probe: {name}: {error}");
                     }
                 });
@@ -220,7 +237,7 @@ fn answer_connections(socket: &Socket, name: &str, answer: fn(&Socket, &SockAddr
 }
 
 /// Answers, closes the own half and waits for the caller's, so that neither side sees a reset.
-fn answer_connection(mut connection: &Socket, peer: &SockAddr, name: &str) -> io::Result<()> {
+fn answer_connection(mut connection: &Socket, peer: &SockAddr, name: &str, _: Duration) -> io::Result<()> {
     connection.set_read_timeout(Some(PATIENCE))?;
     let local = connection.local_addr()?.as_socket().ok_or(ErrorKind::InvalidData)?.ip();
     let peer = peer.as_socket().ok_or(ErrorKind::InvalidData)?;
@@ -231,12 +248,16 @@ fn answer_connection(mut connection: &Socket, peer: &SockAddr, name: &str) -> io
 }
 
 /// Sends back what comes, for as long as it comes.
-fn echo_connection(mut connection: &Socket, _: &SockAddr, _: &str) -> io::Result<()> {
+fn echo_connection(mut connection: &Socket, _: &SockAddr, _: &str, delay: Duration) -> io::Result<()> {
     let mut buffer = [0; 2048];
     loop {
-        match connection.read(&mut buffer)? {
-            0 => return Ok(()),
-            length => connection.write_all(buffer.get(..length).unwrap_or_default())?,
+        let length = connection.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(());
+        }
+        for line in buffer.get(..length).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
+            thread::sleep(delay);
+            connection.write_all(line)?;
         }
     }
 }
@@ -276,42 +297,65 @@ fn unspecified(like: SocketAddr) -> IpAddr {
     if like.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
+/// In place of the number of lines of a connection that is lost.
+const LOST: u64 = u64::MAX;
+
 impl Hold {
     fn run(&self) -> Result<()> {
-        let connections = (0..self.connections).map(|_| self.connect()).collect::<Result<Vec<_>>>()?;
+        let ports = (self.first_port..).take(self.connections);
+        let connections = ports.map(|port| Ok((self.connect(port)?, AtomicU64::new(0)))).collect::<Result<Vec<_>>>()?;
         println!("connected");
-        let held = AtomicUsize::new(0);
         thread::scope(|scope| {
-            for connection in &connections {
-                let held = &held;
-                scope.spawn(move || {
-                    if let Err(error) = self.keep(connection, held) {
-                        println!("lost: {}", describe(&error));
-                    }
-                });
+            for (connection, lines) in &connections {
+                scope.spawn(move || self.keep(connection, lines));
             }
             loop {
                 thread::sleep(Duration::from_millis(500));
-                println!("held: {}", held.load(Ordering::Relaxed));
+                let lines = connections.iter().map(|(_, lines)| lines.load(Ordering::Relaxed));
+                println!("held: {}", lines.filter(|lines| *lines != LOST).min().unwrap_or_default());
             }
         })
     }
 
-    fn connect(&self) -> Result<Socket> {
+    fn connect(&self, port: u16) -> Result<Socket> {
         let connection = open(self.protocol, self.target)?;
+        connection.bind(&SocketAddr::new(unspecified(self.target), port).into()).with_context(|| format!("port {port}"))?;
         connection.connect_timeout(&self.target.into(), PATIENCE).with_context(|| format!("cannot connect to {}", self.target))?;
         connection.set_read_timeout(Some(HOLDING))?;
+        if self.reset {
+            connection.set_linger(Some(Duration::ZERO))?;
+        }
         Ok(connection)
     }
 
-    fn keep(&self, mut connection: &Socket, held: &AtomicUsize) -> io::Result<()> {
-        const LINE: &[u8] = b"still here\n";
+    fn keep(&self, connection: &Socket, lines: &AtomicU64) {
         loop {
-            connection.write_all(LINE)?;
-            connection.read_exact(&mut [0; LINE.len()])?;
-            held.fetch_add(1, Ordering::Relaxed);
+            let sent = Instant::now();
+            if let Err(error) = self.exchange(connection, lines) {
+                lines.store(LOST, Ordering::Relaxed);
+                println!("lost: {} after {}", describe(&error), sent.elapsed().as_millis());
+                return;
+            }
+            if self.last.is_some() {
+                return;
+            }
             thread::sleep(Duration::from_millis(self.interval_ms));
         }
+    }
+
+    /// Sends what is to be sent at once, and counts the lines that come back.
+    fn exchange(&self, mut connection: &Socket, lines: &AtomicU64) -> io::Result<()> {
+        const LINE: &[u8] = b"still here\n";
+        let count = self.last.unwrap_or(1);
+        connection.write_all(&LINE.repeat(count))?;
+        if self.last.is_some() {
+            connection.shutdown(Shutdown::Write)?;
+        }
+        for _ in 0..count {
+            connection.read_exact(&mut [0; LINE.len()])?;
+            lines.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
     }
 }
 
@@ -330,8 +374,9 @@ impl Call {
             if made > 0 {
                 thread::sleep(Duration::from_millis(options.interval_ms));
             }
+            let turn = u16::try_from(made % u64::from(options.ports.max(1))).unwrap_or_default();
             made += 1;
-            let reply = reply(protocol, options);
+            let reply = reply(protocol, &CallOptions { source_port: options.source_port + turn, ..*options });
             all &= reply.is_ok();
             let line = reply.unwrap_or_else(|error| error);
             // One write a line: a reader sees whole lines, whenever this process is killed.
@@ -389,20 +434,33 @@ fn read_series(line: &str) -> Result<(Protocol, CallOptions)> {
         timeout_ms: timeout_ms.parse().context("MILLISECONDS is no number")?,
         source,
         source_port: first_port.parse().context("FIRST-PORT is no port")?,
+        ports: 1,
         interval_ms: 0,
         until_killed: false,
     };
     Ok((protocol.parse()?, options))
 }
 
-fn call(protocol: Protocol, options: &CallOptions, deadline: Instant) -> io::Result<String> {
+/// A socket that has called. Where the port is given, it may still belong to the last call for a moment, whose end is on its way.
+fn connect(protocol: Protocol, options: &CallOptions, deadline: Instant) -> io::Result<Socket> {
     let target = options.target;
-    let mut socket = open(protocol, target)?;
-    if options.source_port != 0 || options.source.is_some() {
-        socket.set_reuse_address(options.source_port != 0)?;
-        socket.bind(&SocketAddr::new(options.source.unwrap_or(unspecified(target)), options.source_port).into())?;
+    loop {
+        let socket = open(protocol, target)?;
+        if options.source_port != 0 || options.source.is_some() {
+            socket.set_reuse_address(options.source_port != 0)?;
+            socket.bind(&SocketAddr::new(options.source.unwrap_or(unspecified(target)), options.source_port).into())?;
+        }
+        match socket.connect_timeout(&target.into(), left(deadline)?) {
+            Err(error) if options.source_port != 0 && error.raw_os_error() == Some(EADDRNOTAVAIL) => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            connected => return connected.map(|()| socket),
+        }
     }
-    socket.connect_timeout(&target.into(), left(deadline)?)?;
+}
+
+fn call(protocol: Protocol, options: &CallOptions, deadline: Instant) -> io::Result<String> {
+    let mut socket = connect(protocol, options, deadline)?;
     let mut answer = Vec::new();
     if protocol == Protocol::Udp {
         socket.set_read_timeout(Some(left(deadline)?))?;
