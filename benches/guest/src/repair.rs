@@ -15,7 +15,7 @@ const TOLD: Goal = Goal::AtMost(1000.0);
 const LOOKED_FOR: Goal = Goal::AtMost(2000.0);
 
 /// A damage, in the words of the tool that does it.
-const DAMAGES: [(&str, Goal); 7] = [
+const DAMAGES: [(&str, Goal); 8] = [
     ("ip route del local 10.96.0.1 dev kube-ipvs0 table local", TOLD),
     ("ip route flush table local proto 71", TOLD),
     ("ip link del kube-ipvs0", TOLD),
@@ -23,6 +23,7 @@ const DAMAGES: [(&str, Goal); 7] = [
     ("ipvsadm -C", LOOKED_FOR),
     ("ipset flush KUBE-CLUSTER-IP", LOOKED_FOR),
     ("ipset flush KUBE-LOOP-BACK", LOOKED_FOR),
+    ("ipset flush", LOOKED_FOR),
 ];
 
 /// Does one after the other, each to a whole node.

@@ -26,8 +26,13 @@ pub(crate) const NO_AUDIT: &[&str] = &["--audit-period", "1h"];
 const SAMPLES: u32 = 31;
 /// How many changes come at once in a burst, where there are as many Services.
 const BURST: u32 = 1000;
+/// How many steps a burst about one object may take, of which the last alone is wanted: a few in each of some passes.
+const BURST_STEPS: f64 = 200.0;
 /// How many audits are measured.
 const AUDITS: u32 = 3;
+/// How often threads may wake up in a minute while nothing happens: for the look each second, each heartbeat of 10 s, and what keeps
+/// connections alive.
+const WAKEUPS: f64 = 120.0;
 /// Until what the agent has to do after its first synchronisation is done.
 pub(crate) const SETTLING: Duration = Duration::from_secs(3);
 /// Between two single changes: each finds the agent at rest.
@@ -123,6 +128,8 @@ fn live(arguments: &Arguments, cluster: Cluster, double: &Double, figures: &Figu
     let (created, deleted) = services(&mut running, times).context("one Service")?;
     let burst = burst(&mut running, times).context("burst")?;
     running.ensure_restored()?;
+    burst_of_one(&mut running).context("burst of one object")?;
+    running.ensure_restored()?;
     rolling::measure(&mut running).context("rolling restart")?;
     running.ensure_restored()?;
     repair::measure(&mut running).context("repair")?;
@@ -141,7 +148,7 @@ fn idle(arguments: &Arguments, agent: &Agent, figures: &Figures) -> Result<()> {
     let share = cpu.as_secs_f64() / time.as_secs_f64() * 100.0;
     figures.number("idle", "share of a core", "%", share, Goal::AtMost(0.01))?;
     let per_minute = f64::from(u32::try_from(wakeups)?) * 60.0 / time.as_secs_f64();
-    figures.number("idle", "wakeups a minute", "", per_minute, Goal::None)
+    figures.number("idle", "wakeups a minute", "", per_minute, Goal::AtMost(WAKEUPS))
 }
 
 fn memory(agent: &Agent, peak: u64, cluster: Cluster, figures: &Figures) -> Result<()> {
@@ -170,13 +177,14 @@ fn changes(running: &mut Running<'_>) -> Result<Duration> {
     gone(cluster, double, agent, sampled(cluster))?;
 
     // Once more, without a question in between, which would cost the agent something.
-    let cpu = agent.cpu()?;
+    let mut costs = Vec::new();
     for number in sampled(cluster) {
+        let cpu = agent.cpu()?;
         double.apply(cluster.slice(number, more))?;
         agent.steps(1)?;
+        costs.push(agent.cpu()? - cpu);
     }
-    let cpu = agent.cpu()? - cpu;
-    figures.time("one endpoint change", "processor time", cpu / SAMPLES, None, Goal::None)?;
+    figures.time("one endpoint change", "processor time", median(&mut costs)?, None, Goal::None)?;
     gone(cluster, double, agent, sampled(cluster))?;
     median(&mut times)
 }
@@ -241,18 +249,19 @@ fn services(running: &mut Running<'_>, times: &mut Times) -> Result<(Vec<Step>, 
         agent.steps(removing)?;
     }
     // Once more, without a question in between, which would cost the agent something.
-    let cpu = agent.cpu()?;
+    let mut costs = Vec::new();
     for number in numbers() {
+        let cpu = agent.cpu()?;
         double.apply(cluster.service(number))?;
         agent.steps(u64::try_from(created.len())?)?;
         remove(number)?;
         agent.steps(refusing + removing)?;
+        costs.push(agent.cpu()? - cpu);
     }
-    let cpu = agent.cpu()? - cpu;
     for number in numbers() {
         double.delete(Resource::EndpointSlices, cluster::namespace(), &cluster::slice_name(number))?;
     }
-    figures.time("one Service created and deleted", "processor time", cpu / SAMPLES, None, Goal::None)?;
+    figures.time("one Service created and deleted", "processor time", median(&mut costs)?, None, Goal::None)?;
     (times.created, times.deleted) = (median(&mut coming)?, median(&mut going)?);
     ensure_equal(cold, &kernel.observe()?)?;
     figures.number("one Service created", "steps", "", f64::from(u32::try_from(created.len())?), Goal::None)?;
@@ -277,6 +286,20 @@ fn burst(running: &mut Running<'_>, times: &mut Times) -> Result<Vec<Step>> {
     ensure!(burst.len() == size as usize, "{} of {size} changes of the burst are in the kernel", burst.len());
     gone(cluster, double, agent, 0..size)?;
     Ok(burst)
+}
+
+/// As many changes of one object, of which only the last is wanted.
+fn burst_of_one(running: &mut Running<'_>) -> Result<()> {
+    let Running { cluster, double, agent, figures, .. } = running;
+    let cluster = *cluster;
+    agent.passes()?;
+    let cpu = agent.cpu()?;
+    double.apply_at_once((1..=BURST).map(|time| cluster.slice(0, cluster.endpoints + time % 2)))?;
+    thread::sleep(SETTLING);
+    let cpu = agent.cpu()? - cpu;
+    let steps: u64 = agent.passes()?.iter().map(|pass| pass.steps).sum();
+    figures.time("burst of one object", "processor time", cpu, None, Goal::None)?;
+    figures.number("burst of one object", "steps", "", f64::from(u32::try_from(steps)?), Goal::AtMost(BURST_STEPS))
 }
 
 /// Another agent on the kernel that the first has left.

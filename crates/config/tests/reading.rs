@@ -248,6 +248,28 @@ fn what_is_hostile_is_refused_in_time() {
     assert!(read(own(&bomb).as_bytes()).is_err());
 }
 
+/// Reads a file that may be anything; how many settings there are in it.
+fn amount(bytes: &[u8]) -> usize {
+    match read(bytes) {
+        Ok(configuration) => configuration.settings.len(),
+        Err(problems) => {
+            assert!(!problems.is_empty(), "a file that cannot be read has something wrong with it");
+            0
+        }
+    }
+}
+
+#[test]
+fn what_the_fuzzer_begins_with_and_has_found_is_read_whole_and_cut() {
+    testkit::read_whole_and_cut("config", &[("both", 7), ("kubeadm", 10)], amount).unwrap();
+}
+
+#[test]
+fn changes_of_what_the_fuzzer_begins_with_are_read_or_refused() {
+    testkit::read_changed("config", any::<u8>(), amount).unwrap();
+    testkit::read_changed("config", prop::sample::select(b"\n -:#&*|>{}[]'\"\\,!0x".to_vec()), amount).unwrap();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 

@@ -2,6 +2,7 @@
 
 mod baseline;
 mod figure;
+mod growth;
 mod plot;
 
 use std::fmt::Write as _;
@@ -27,6 +28,9 @@ const LIMIT: Duration = Duration::from_secs(2 * 60 * 60);
 const MEMORY: u32 = 2048;
 /// MiB for each thousand Services: most of it is the API server double's, which keeps whole objects.
 const MEMORY_PER_THOUSAND: u32 = 128;
+
+/// The scenarios of which no goal may be missed, whatever the size.
+const PROMISES: [&str; 4] = ["burst of one object", "repair", "outage", "growth"];
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -111,14 +115,29 @@ fn measure(arguments: &Arguments) -> Result<bool> {
 
     let clock = if icount { "instructions, 1 ns each" } else { "real" };
     let title = format!("kernel {release}, clock: {clock}");
-    let table = table(&title, &figures);
+    let table = table(&title, &figures) + &growth::table(&figures);
     print!("\n{table}");
     write(&title, &table, &figures, icount)?;
     let places = baseline::Place { file: build::root().join("benches/baseline.json"), kernel: release };
     if arguments.update_baseline {
         places.write(&figures)?;
     }
-    if arguments.gate { places.compare(&figures) } else { Ok(true) }
+    if !arguments.gate {
+        return Ok(true);
+    }
+    let (compares, keeps) = (places.compare(&figures)?, keeps_promises(&figures));
+    Ok(compares && keeps)
+}
+
+/// Whether what does not depend on the size of a cluster is as soon good again, and as little, as it is to be.
+fn keeps_promises(figures: &[Figure]) -> bool {
+    let missed =
+        figures.iter().filter(|figure| PROMISES.contains(&figure.scenario.as_str()) && figure.reaches_goal() == Some(false));
+    let lines: Vec<_> = missed.map(ToString::to_string).collect();
+    if !lines.is_empty() {
+        println!("\nwhat has to be reached at any size:\n{}", lines.join("\n"));
+    }
+    lines.is_empty()
 }
 
 /// Each size runs in a namespace of its own: what one leaves in the kernel is not to be measured with the next.

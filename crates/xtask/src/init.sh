@@ -17,6 +17,8 @@ ip link set lo up
 netfilter=$(sed -n 's|^kernel/.*netfilter/\(.*/\)\{0,1\}\([^/]*\)\.ko:.*|\2|p' /lib/modules/*/modules.dep)
 modprobe -aq $netfilter br_netfilter sctp veth || echo "guest: some modules were not loaded"
 modprobe -q dummy numdummies=0 || echo "guest: no module dummy"
+# All hosts of all tests share one queue of packets on each processor: where it is as long as usual, a burst of one costs packets of the others.
+echo 100000 >/proc/sys/net/core/netdev_max_backlog
 cd /root
 if [ -e /interactive ]; then
   stty sane

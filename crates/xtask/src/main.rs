@@ -55,7 +55,7 @@ enum Command {
         #[arg(long, default_value = "base")]
         kernel: Wanted,
     },
-    /// Run all tests: formatting, clippy, unit, host namespaces, and the guest on two kernels
+    /// Run all tests: formatting, clippy, unit, manifests by other people's tools, host namespaces, the guest on two kernels, soak, bench
     Test {
         /// Run only this tier (may be given several times)
         #[arg(long = "tier", value_enum)]

@@ -1,4 +1,4 @@
-//! Other people's tools for manifests, alerts, metrics and the status page, each from where it can be had: below the target directory where this machine lacks it.
+//! Other people's tools for manifests, scripts, alerts, metrics and the status page, each from where it can be had: below the target directory where this machine lacks it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,13 +17,14 @@ const HELM: &str = "helm-python-sdk==0.2.2";
 const OLDEST_KUBECTL: u32 = 21;
 
 /// The programs, by the variables under which the tests look for them.
-pub(crate) fn find() -> Result<[(&'static str, PathBuf); 4]> {
+pub(crate) fn find() -> Result<[(&'static str, PathBuf); 5]> {
     let directory = target_dir().join("tools");
     create_directory(&directory)?;
     Ok([
         ("KUBECTL", kubectl(&directory)?),
         ("PROMTOOL", promtool(&directory)?),
         ("HELM_PYTHON", helm(&directory)?),
+        ("SHELLCHECK", program(&directory, "shellcheck", "shellcheck")?),
         ("CHROMIUM", chromium()?),
     ])
 }
