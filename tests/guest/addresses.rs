@@ -149,7 +149,7 @@ fn b3_c4_masquerading_never_chooses_a_node_port_and_health_is_told_by_family() {
         world.write("web.yaml", &format!("{}{}{}", node(), web("", 30080, ""), slices("web", &[&pod])))?;
         let _agent = started(world, &["--node-port-range", "30000-40000"])?;
         let caller_ports = |from: &Netns, target: &str, port: &str| -> Result<Vec<u16>> {
-            let options = ["--source-port", port, "--timeout-ms", "5000"];
+            let options = ["--source-port", port, "--timeout-ms", "15000"];
             Ok(answers(from.call_with(Protocol::Tcp, target, &options)?)?.iter().map(|answer| answer.peer.port()).collect())
         };
         for family in Family::ALL {

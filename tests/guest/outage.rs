@@ -116,7 +116,7 @@ fn j10_a_restart_without_an_api_server_and_without_saved_state_changes_nothing()
         let mut server = world.api_server(&[])?;
         let agent = world.agent_of_cluster(&[])?;
         let call = |family| {
-            let options = ["--interval-ms", "100", "--timeout-ms", "5000"];
+            let options = ["--interval-ms", "100", "--timeout-ms", "15000"];
             client.keep_calling_with(Protocol::Tcp, &target(vip(family, 10), 80), &options)
         };
         let is_served = |family: &Family| -> Result {

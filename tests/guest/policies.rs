@@ -8,7 +8,7 @@ use anyhow::ensure;
 use testkit::manifest::{EndpointSlice, Node};
 use testkit::{Answer, NODE_V4, Netns, On, Pod, Protocol, Result, World, answers, eventually, shares};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 const LB: &str = "198.51.100.21:80";
 const EXTERNAL: &str = "198.51.100.22:80";
 const NODE_PORT: &str = "172.18.0.2:30080";

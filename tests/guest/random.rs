@@ -88,7 +88,7 @@ fn kills(world: &World, seed: u64) -> Result {
     let open = |family| Held::open(&client, Protocol::Tcp, &target(vip(family, 90), 80), 100, Duration::from_secs(2));
     let held = Family::ALL.into_iter().map(open).collect::<Result<Vec<_>>>()?;
     // On a busy machine a guest takes seconds now and then for what takes none elsewhere.
-    let patient = ["--interval-ms", "120", "--timeout-ms", "10000"];
+    let patient = ["--interval-ms", "120", "--timeout-ms", "15000"];
     let call = |family| client.keep_calling_with(Protocol::Tcp, &target(vip(family, 90), 81), &patient);
     let calls = Family::ALL.into_iter().map(call).collect::<Result<Vec<_>>>()?;
 

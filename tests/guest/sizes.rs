@@ -92,7 +92,7 @@ fn j3_a_set_grows_beyond_65536_members_while_it_is_in_use() {
         };
         let slices: String = (0..SLICES).map(slice).collect();
         world.write("large.yaml", &format!("{large}{slices}"))?;
-        let header = eventually(PATIENCE * 4, || {
+        let header = eventually(PATIENCE * 2, || {
             let header = world.node().exec(&["ipset", "list", "-t", "KUBE-LOOP-BACK"])?;
             let entries =
                 header.lines().find_map(|line| line.strip_prefix("Number of entries: ")).context("no number of entries")?;
@@ -100,7 +100,7 @@ fn j3_a_set_grows_beyond_65536_members_while_it_is_in_use() {
             Ok(header)
         })?;
         ensure!(header.contains("maxelem 262144"), "{header}");
-        eventually(Duration::from_secs(60), || {
+        eventually(PATIENCE, || {
             let servers = world.node().exec(&["sh", "-c", "ipvsadm -Sn | grep -c '^-a -t 10.96.0.20:'"])?;
             ensure!(servers.trim().parse::<usize>()? == ENDPOINTS, "{servers}");
             Ok(())

@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 
 /// Calls that give up soon: each is a look at what happens right now.
 fn keep_calling(caller: &Netns, target: &str) -> Result<Calls> {
-    caller.keep_calling_with(Protocol::Tcp, target, &["--interval-ms", "20", "--timeout-ms", "400"])
+    caller.keep_calling_with(Protocol::Tcp, target, &["--interval-ms", "20", "--timeout-ms", "1500"])
 }
 
 /// `default/kubernetes` with the API server on node2, and Services with an endpoint each, on node2 as well.

@@ -10,8 +10,9 @@ use testkit::{
     Agent, Answer, Calls, Family, NODE_V4, NODE_V6, Netns, On, Pod, Process, Protocol, Reply, Result, World, eventually, shares,
 };
 
-/// What happens within a fraction of a second on a node may take some in an emulated guest that runs several tests.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// What happens within a fraction of a second on a node may take many in an emulated guest that runs several tests on a busy machine. Only failures
+/// wait so long.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Between calls that go on while something else happens: often enough to meet what lasts for a moment, and not so often that an emulated guest does
 /// nothing else.

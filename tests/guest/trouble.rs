@@ -29,7 +29,7 @@ fn called() -> Service {
 /// Calls in both families that go on.
 fn calls(client: &Netns) -> Result<Vec<Calls>> {
     let start = |family| {
-        let options = ["--interval-ms", "100", "--timeout-ms", "5000"];
+        let options = ["--interval-ms", "100", "--timeout-ms", "15000"];
         let calls = client.keep_calling_with(Protocol::Tcp, &target(vip(family, 11), 80), &options)?;
         answered(&calls)?;
         Ok(calls)

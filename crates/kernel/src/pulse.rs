@@ -25,7 +25,12 @@ impl Default for Pulse {
 impl Pulse {
     /// Says that something has got on.
     pub fn beat(&self) {
-        let after = self.begun.elapsed().as_millis();
+        self.beat_at(Instant::now());
+    }
+
+    /// The same for who has just looked at the clock.
+    pub(crate) fn beat_at(&self, now: Instant) {
+        let after = now.saturating_duration_since(self.begun).as_millis();
         self.last.store(u64::try_from(after).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 

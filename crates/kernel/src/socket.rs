@@ -95,6 +95,19 @@ pub trait Interference: Send {
     }
 }
 
+/// By when the answer to a request has to be read. Most answers have a few parts, and some clocks cost as much as one of them, so it is looked at
+/// once for each, and for the first to begin with.
+struct Deadline {
+    patience: Duration,
+    at: Option<Instant>,
+}
+
+impl Deadline {
+    fn is_over(&mut self, now: Instant) -> bool {
+        now >= *self.at.get_or_insert(now + self.patience)
+    }
+}
+
 /// A message of a batch that the kernel did not carry out.
 #[derive(Debug)]
 pub(crate) struct Refusal {
@@ -181,8 +194,9 @@ impl Socket {
         let sent = self.send(batch);
         batch.clear();
         sent.map_err(|error| self.failed(error))?;
-        let deadline = self.deadline();
-        let result = self.collect(&seqs, deadline).and_then(|refusals| self.ensure_over(seqs, deadline).map(|()| refusals));
+        let mut deadline = self.deadline();
+        let result =
+            self.collect(&seqs, &mut deadline).and_then(|refusals| self.ensure_over(seqs, &mut deadline).map(|()| refusals));
         self.in_kernel += begun.elapsed();
         if let Err(error) = &result {
             self.recover(error);
@@ -195,7 +209,7 @@ impl Socket {
         std::mem::take(&mut self.in_kernel)
     }
 
-    fn collect(&mut self, seqs: &RangeInclusive<u32>, deadline: Instant) -> Result<Vec<Refusal>, Error> {
+    fn collect(&mut self, seqs: &RangeInclusive<u32>, deadline: &mut Deadline) -> Result<Vec<Refusal>, Error> {
         let mut refusals = Vec::new();
         let what = self.what;
         loop {
@@ -245,9 +259,9 @@ impl Socket {
         seq: u32,
         read: impl Fn(&Message<'_>, &[u8]) -> Result<T, Malformed>,
     ) -> Result<Option<T>, Error> {
-        let deadline = self.deadline();
+        let mut deadline = self.deadline();
         loop {
-            for message in Messages::new(self.answer_by(deadline)?) {
+            for message in Messages::new(self.answer_by(&mut deadline)?) {
                 let message = message.map_err(|error| Error::malformed(context, error))?;
                 if message.seq != seq {
                     continue;
@@ -282,16 +296,16 @@ impl Socket {
     ) -> Result<T, Error> {
         let mut batch = Batch::with_capacity(REQUEST);
         let mut error = None;
-        let deadline = self.deadline();
+        let mut deadline = self.deadline();
         for _ in 0..DUMP_ATTEMPTS {
             let seq = self.next_seq();
             batch.clear();
             write(&mut batch, seq).map_err(|error| Error::malformed(context, error))?;
             let mut objects = T::default();
             let parts = self.send(&batch).map_err(|error| self.failed(error));
-            let parts =
-                parts.and_then(|()| self.parts(context, seq, deadline, |message, payload| read(&mut objects, message, payload)));
-            match parts.and_then(|complete| self.ensure_over(seq..=seq, deadline).map(|()| complete)) {
+            let parts = parts
+                .and_then(|()| self.parts(context, seq, &mut deadline, |message, payload| read(&mut objects, message, payload)));
+            match parts.and_then(|complete| self.ensure_over(seq..=seq, &mut deadline).map(|()| complete)) {
                 Ok(true) => return Ok(objects),
                 Ok(false) => error = None,
                 Err(failed) => {
@@ -303,7 +317,7 @@ impl Socket {
                     error = Some(failed);
                 }
             }
-            if Instant::now() >= deadline {
+            if deadline.is_over(Instant::now()) {
                 break;
             }
         }
@@ -315,7 +329,7 @@ impl Socket {
         &mut self,
         context: &str,
         seq: u32,
-        deadline: Instant,
+        deadline: &mut Deadline,
         mut read: impl FnMut(&Message<'_>, &[u8]) -> Result<(), Malformed>,
     ) -> Result<bool, Error> {
         let mut complete = true;
@@ -340,7 +354,7 @@ impl Socket {
     }
 
     /// Fails when there is more to receive of an answer that is over: then its parts were not in order, and some came too late to count.
-    fn ensure_over(&mut self, seqs: RangeInclusive<u32>, deadline: Instant) -> Result<(), Error> {
+    fn ensure_over(&mut self, seqs: RangeInclusive<u32>, deadline: &mut Deadline) -> Result<(), Error> {
         let what = self.what;
         while let Some(received) = self.receive_by(Some(deadline))? {
             let is_late = |message: Result<Message<'_>, Malformed>| message.is_ok_and(|message| seqs.contains(&message.seq));
@@ -365,20 +379,20 @@ impl Socket {
     /// The length of a datagram, which may be more than there was room for: with `MSG_TRUNC` the whole length is returned.
     fn datagram(&mut self) -> io::Result<usize> {
         let received = self.inner.recv(self.buffer.as_mut_slice(), Msg::TRUNC).map(|(len, _)| len);
-        let received = match &mut self.interference {
+        match &mut self.interference {
             Some(interference) => interference.receive(received, &mut self.buffer),
             None => received,
-        };
-        received.inspect(|_| self.pulse.beat())
+        }
     }
 
     /// By when the answer to a request that is made now has to be read.
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.interference.as_ref().map_or(PATIENCE, |interference| interference.patience())
+    fn deadline(&self) -> Deadline {
+        let patience = self.interference.as_ref().map_or(PATIENCE, |interference| interference.patience());
+        Deadline { patience, at: None }
     }
 
     /// What one `recv` returns of the answer to a request. An answer that is not there is an error.
-    fn answer_by(&mut self, deadline: Instant) -> Result<&[u8], Error> {
+    fn answer_by(&mut self, deadline: &mut Deadline) -> Result<&[u8], Error> {
         let what = self.what;
         self.receive_by(Some(deadline))?.ok_or_else(|| Error::stuck(what, "a request was not answered"))
     }
@@ -394,13 +408,18 @@ impl Socket {
         self.receive_by(None)
     }
 
-    fn receive_by(&mut self, deadline: Option<Instant>) -> Result<Option<&[u8]>, Error> {
+    fn receive_by(&mut self, mut deadline: Option<&mut Deadline>) -> Result<Option<&[u8]>, Error> {
         let len = loop {
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            // Before receiving, which takes no time on a socket that has a deadline: it does not wait.
+            let now = Instant::now();
+            if deadline.as_mut().is_some_and(|deadline| deadline.is_over(now)) {
                 return Err(Error::stuck(self.what, "the answer to a request has no end"));
             }
             match self.datagram() {
-                Ok(len) => break len,
+                Ok(len) => {
+                    self.pulse.beat_at(now);
+                    break len;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) => return Err(self.failed(error)),

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The guest's first process: makes the usual mounts, loads what nothing asks for by itself, runs /run-in-guest and says its exit code.
-export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/busybox HOME=/root TERM=linux LC_ALL=C RUST_BACKTRACE=1
+export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/busybox HOME=/root TERM=linux LC_ALL=C RUST_BACKTRACE=1 RUST_LIB_BACKTRACE=0
 export KUBE_IPVS=/usr/local/bin/kube-ipvs
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys

@@ -16,7 +16,7 @@ use crate::qemu::Outcome;
 use crate::{bench, conformance, soak, tools};
 
 /// All guest tests of one boot together take about ten minutes when emulated.
-const GUEST_LIMIT: Duration = Duration::from_secs(25 * 60);
+const GUEST_LIMIT: Duration = Duration::from_secs(35 * 60);
 
 /// Guest tests mostly wait (for processes to start, for deadlines), so more of them than processors run at a time.
 const GUEST_THREADS: &str = "6";

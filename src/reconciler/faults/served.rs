@@ -17,7 +17,7 @@ use super::line::payloads;
 const PORT: u16 = 8080;
 
 /// Only failures wait for it.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Gives this network namespace addresses, all that may be a real server's included, and has them answered: whoever sends a byte gets it back.
 pub(super) fn answer_as_real_servers() {

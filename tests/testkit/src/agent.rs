@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::{Process, Result};
 
 /// An agent has this long to end after SIGTERM; an emulated guest is slow.
-const GOODBYE: Duration = Duration::from_secs(10);
+const GOODBYE: Duration = Duration::from_secs(60);
 
 /// A running `kube-ipvs run`. It is killed when this value is dropped; what it did to the kernel stays.
 #[derive(Debug)]

@@ -33,6 +33,7 @@ mod process;
 mod protocol;
 mod random;
 mod reply;
+mod told;
 mod world;
 
 pub use crate::agent::Agent;
@@ -44,6 +45,7 @@ pub use crate::process::Process;
 pub use crate::protocol::{Family, Protocol};
 pub use crate::random::Random;
 pub use crate::reply::{Answer, Calls, Reply, answers, shares};
+pub use crate::told::tell_panics;
 pub use crate::world::{EXT_V4, EXT_V6, NODE_V4, NODE_V6, NODE2_V4, NODE2_V6, On, Pod, World};
 
 /// The result of whatever may fail in a test: a test's failure is a sentence, with its causes.

@@ -13,8 +13,9 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::{Calls, Process, Protocol, Reply, Result, source_ports};
 
-/// Longer than the kernel waits before it sends a lost first packet again (TCP 1 s, SCTP 3 s): a guest that is emulated on a busy machine drops some.
-const PATIENCE_MS: &str = "5000";
+/// Longer than the kernel waits before it sends a lost first packet for the third time (TCP after 1, 2 and 4 s, SCTP after 3 and 6 s): a guest that is
+/// emulated on a busy machine drops some, and delivers others late.
+const PATIENCE_MS: &str = "15000";
 /// A program that takes longer is worth a line: what a test has read before it may be long past.
 const LONG: Duration = Duration::from_secs(20);
 
@@ -193,12 +194,12 @@ impl Netns {
         Reply::parse_series(&output, series.len())
     }
 
-    /// Calls again and again in the background, with a pause between calls.
+    /// Calls again and again in the background, with a pause between calls and patience in each.
     ///
     /// # Errors
     /// When that cannot be started.
     pub fn keep_calling(&self, protocol: Protocol, target: &str, pause: Duration) -> Result<Calls> {
-        self.keep_calling_with(protocol, target, &["--interval-ms", &pause.as_millis().to_string()])
+        self.keep_calling_with(protocol, target, &["--interval-ms", &pause.as_millis().to_string(), "--timeout-ms", PATIENCE_MS])
     }
 
     /// As [`Netns::keep_calling`], with the options of `probe call`.
@@ -213,7 +214,7 @@ impl Netns {
     }
 
     /// Calls ten times a second in the background over TCP, from ports that no other client has: for one that calls several frontends with the same
-    /// real servers. Each call has ten seconds, in which a first packet that was lost is sent three times more.
+    /// real servers.
     ///
     /// # Errors
     /// As [`Netns::keep_calling`].
@@ -221,7 +222,7 @@ impl Netns {
         /// In turn; who calls from one again calls the same frontend.
         const PORTS: u16 = 400;
         let (first, ports) = (source_ports(PORTS).to_string(), PORTS.to_string());
-        let options = ["--source-port", &first, "--ports", &ports, "--interval-ms", "100", "--timeout-ms", "10000"];
+        let options = ["--source-port", &first, "--ports", &ports, "--interval-ms", "100", "--timeout-ms", PATIENCE_MS];
         self.keep_calling_with(Protocol::Tcp, target, &options)
     }
 

@@ -24,7 +24,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::agent::{self, Agent};
 use crate::netns::{Netns, probe};
-use crate::{Family, Process, Result, eventually};
+use crate::{Family, Process, Result, eventually, tell_panics};
 
 /// The address of node on the lan.
 pub const NODE_V4: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 2);
@@ -50,8 +50,8 @@ const NODE_ARGUMENTS: [&str; 6] = [
     "0",
 ];
 
-/// A server listens some milliseconds after it was started; in an emulated guest with several tests at once, some hundred.
-const START: Duration = Duration::from_secs(20);
+/// A server listens some milliseconds after it was started; in an emulated guest with several tests at once, some hundred. Only failures wait so long.
+const START: Duration = Duration::from_secs(120);
 
 /// Of so many agents a failed test shows the log: who ended long before has nothing to do with it.
 const LOGS: usize = 4;
@@ -229,6 +229,7 @@ impl World {
 
     #[expect(clippy::panic, reason = "this is how a test fails")]
     fn run(body: impl FnOnce(&Self) -> Result) {
+        tell_panics();
         let world = match Self::new() {
             Ok(world) => world,
             Err(error) => panic!("cannot make a world: {error:?}"),

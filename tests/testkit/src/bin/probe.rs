@@ -20,7 +20,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use testkit::Protocol;
 
 /// A caller that connects and then stays silent must not hold its thread for ever.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Who holds a connection waits as long as the kernel needs to send a packet again that was lost some times over.
 const HOLDING: Duration = Duration::from_secs(60);

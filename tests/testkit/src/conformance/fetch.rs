@@ -8,7 +8,7 @@ use anyhow::Context as _;
 
 use crate::Result;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Requests `path` from `place`, such as `127.0.0.1:10249`; the whole answer, or `error: ` and why there is none.
 #[must_use]

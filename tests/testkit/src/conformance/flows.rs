@@ -28,7 +28,7 @@ const GOES: u32 = 1;
 const INACTIVE: u32 = 0x100;
 
 /// The kernel takes up messages in a thread of its own, and a connection ends a second after it is told to.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The ports of clients: from here on, so many for each real server.
 const FIRST_PORT: u16 = 20_000;

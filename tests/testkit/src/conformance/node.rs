@@ -20,7 +20,7 @@ use crate::netns::Netns;
 use crate::{Family, Process, Protocol, Result, eventually};
 
 /// An agent that starts needs about a second in an emulated guest, some with others beside it.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(120);
 
 /// Long enough for an agent that looks at its files twice a second, and wants to see the same twice, to have read a change.
 const READ: Duration = Duration::from_millis(2500);
