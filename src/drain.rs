@@ -121,7 +121,7 @@ enum Endpoint {
 enum Closing {
     /// Some are open, as far as is known. When it is worth a closer look.
     Open { look: Option<Instant> },
-    /// All were seen closed by both sides, and when.
+    /// All were seen closed by both sides, and when. Once is not enough: a list of connections may lack one where others come and go.
     Closed(Instant),
 }
 
@@ -358,18 +358,21 @@ impl Drains {
         let mut gone = BTreeSet::new();
         for ((_, real), leaving) in self.leaving.range_mut(real_servers_of(key)) {
             let RealServerCounters { active, inactive, .. } = counted.get(real).copied().unwrap_or_default();
+            let mut done = active == 0 && inactive == 0;
             if active > 0 {
                 leaving.closing = Closing::Open { look: None };
             } else if let (Some(frontend), Some(half_closed)) = (frontend, half_closed)
                 && leaving.is_due(now)
             {
-                leaving.closing = match half_closed.contains(&(frontend, *real)) {
-                    true => Closing::Open { look: Some(now + LOOK) },
-                    false => Closing::Closed(now),
+                leaving.closing = match (half_closed.contains(&(frontend, *real)), leaving.closing) {
+                    (true, _) => Closing::Open { look: Some(now + LOOK) },
+                    (false, Closing::Open { .. }) => Closing::Closed(now),
+                    (false, closed @ Closing::Closed(_)) => {
+                        done = true;
+                        closed
+                    }
                 };
             }
-            let closed = matches!(leaving.closing, Closing::Closed(since) if now >= since + CLOSED);
-            let done = (active == 0 && inactive == 0) || closed;
             if done || leaving.has_no_time(now) {
                 gone.insert(*real);
                 if let (Some(whole), Closing::Open { .. }, false) = (&mut whole, leaving.closing, done) {
@@ -466,7 +469,10 @@ impl Leaving {
 
     /// Whether its connections are to be looked at, should they be closing.
     fn is_due(&self, now: Instant) -> bool {
-        matches!(self.closing, Closing::Open { look } if look.is_none_or(|look| look <= now))
+        match self.closing {
+            Closing::Open { look } => look.is_none_or(|look| look <= now),
+            Closing::Closed(since) => since + CLOSED <= now,
+        }
     }
 }
 

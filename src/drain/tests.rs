@@ -308,9 +308,15 @@ fn a5_a_frontend_that_is_deleted_stays_reachable_with_weight_0_until_its_connect
     };
     assert!(look(&[1, 2], CHECK).is_empty(), "the second one's are half closed");
     assert!(look(&[1], CHECK + LOOK).is_empty(), "they were closed just now");
-    let ended = start + CHECK + LOOK + CLOSED;
-    assert!(!drains.needs_look(key, &counted(1, 0), ended));
-    assert_eq!(drains.let_go(key, &counted(1, 0), None, ended), [real(2)].into());
+    let mut at = CHECK + LOOK + CLOSED;
+    assert!(look(&[1, 2], at).is_empty(), "the last list was not complete");
+    at += LOOK;
+    assert!(look(&[1], at).is_empty(), "they were closed just now");
+    assert!(!drains.needs_look(key, &counted(1, 0), start + at + CHECK));
+    let ended = start + at + CLOSED;
+    assert!(drains.needs_look(key, &counted(1, 0), ended));
+    assert!(drains.let_go(key, &counted(1, 0), None, ended).is_empty(), "nobody could look");
+    assert_eq!(drains.let_go(key, &counted(1, 0), Some(&[(key, real(1))].into()), ended), [real(2)].into());
     let ended = ended + CHECK;
     assert_eq!(drains.let_go(key, &BTreeMap::new(), None, ended), [real(1)].into());
 

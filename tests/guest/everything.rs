@@ -76,8 +76,12 @@ pub(crate) fn everything(node: &Netns) -> Result<String> {
     let mut text = String::new();
     for command in SHOWN {
         text += &format!("--- {}\n", command.join(" "));
+        let shown = match command {
+            ["ipvsadm", arguments @ ..] => node.ipvsadm(arguments)?,
+            _ => node.exec(command)?,
+        };
         // Comments have the time.
-        for line in node.exec(command)?.lines().filter(|line| !line.starts_with('#')) {
+        for line in shown.lines().filter(|line| !line.starts_with('#')) {
             if !line.contains("fe80:") && !line.contains("ff00::") {
                 text += &without_counters(line);
                 text.push('\n');

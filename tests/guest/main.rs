@@ -20,6 +20,7 @@ mod inspection;
 mod life;
 mod matrix;
 mod metrics;
+mod neighbours;
 mod outage;
 mod own_vip;
 mod policies;

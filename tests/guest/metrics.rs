@@ -62,7 +62,7 @@ fn traffic_is_counted_by_service_and_no_counter_goes_back_when_the_table_is_empt
             ensure!(value(&before, "kube_ipvs_real_server_connections_total", &of_pod)? > 0.0, "{before}");
         }
         // The counters are the kernel's.
-        let table = world.node().exec(&["ipvsadm", "-ln", "--stats", "--exact"])?;
+        let table = world.node().ipvsadm(&["-ln", "--stats", "--exact"])?;
         let connections = table.lines().filter(|line| line.starts_with("TCP")).filter_map(|line| line.split_whitespace().nth(2));
         ensure!(connections.filter_map(|count| count.parse::<u32>().ok()).sum::<u32>() == 10, "{table}");
 

@@ -279,13 +279,13 @@ fn j6_a_default_scheduler_that_the_kernel_lacks_is_named_and_rr_serves() {
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.code() == Some(5), "{}: {log}", output.status);
         ensure!(log.contains("load its module with `modprobe ip_vs_nosuch`"), "{log}");
-        let table = world.node().exec(&["ipvsadm", "-Sn"])?;
+        let table = world.node().ipvsadm(&["-Sn"])?;
         ensure!(table.lines().all(|line| line.ends_with("-s rr")) && !table.is_empty(), "{table}");
 
         // Once there is one that can be had, it serves the same objects.
         let output = world.run_once(&["--scheduler", "wlc"])?;
         ensure!(output.status.success(), "{output:?}");
-        let table = world.node().exec(&["ipvsadm", "-Sn"])?;
+        let table = world.node().ipvsadm(&["-Sn"])?;
         ensure!(table.lines().all(|line| line.ends_with("-s wlc")) && !table.is_empty(), "{table}");
         Ok(())
     });

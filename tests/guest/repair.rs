@@ -269,12 +269,12 @@ fn k2_a_change_that_meets_damage_has_it_repaired() {
         let served = Served::new(world, &NOTICES_ALONE)?;
         served.node.exec(&["ipvsadm", "-C"])?;
         std::thread::sleep(Duration::from_secs(3));
-        let servers = served.node.exec(&["ipvsadm", "-Sn"])?;
+        let servers = served.node.ipvsadm(&["-Sn"])?;
         ensure!(servers.trim().is_empty(), "nobody was to notice: {servers}");
         let [a, _] = &served.pods;
         world.write("web.yaml", &format!("{}{}{}", node(), service(), slices("web", &[a])))?;
         eventually(SOON, || {
-            let servers = served.node.exec(&["ipvsadm", "-Sn"])?;
+            let servers = served.node.ipvsadm(&["-Sn"])?;
             let count = servers.lines().filter(|line| line.starts_with("-A")).count();
             // TCP and UDP on the VIP, TCP on the node port, in two families.
             if count != 6 {

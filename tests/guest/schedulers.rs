@@ -119,7 +119,7 @@ fn e3_a_service_has_its_own_scheduler_and_a_change_of_it_keeps_connections() {
         becomes(world, "wlc", "wlc")?;
         let open = |family| Held::open(&client, Protocol::Tcp, &web(family), 20, Duration::from_millis(300));
         let held = Family::ALL.into_iter().map(open).collect::<Result<Vec<_>>>()?;
-        let before = world.node().exec(&["ipvsadm", "-Ln", "--stats", "--exact"])?;
+        let before = world.node().ipvsadm(&["-Ln", "--stats", "--exact"])?;
         ensure!(before.contains("10.244."), "{before}");
 
         for (annotations, tcp, udp) in [

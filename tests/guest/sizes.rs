@@ -139,7 +139,7 @@ fn k2_a_start_that_makes_much_still_takes_away_what_is_left() {
         world.write("gone.yaml", &format!("{gone}{}", slices("gone", &[&pod])))?;
         synchronise(world, &[])?;
         let table = || -> testkit::Result<Vec<String>> {
-            let saved = world.node().exec(&["ipvsadm", "-Sn"])?;
+            let saved = world.node().ipvsadm(&["-Sn"])?;
             Ok(lines(&saved).filter(|line| line.starts_with("-A ")).map(str::to_owned).collect())
         };
         let marks = |table: &[String]| table.iter().filter(|line| line.contains(" -f ")).cloned().collect::<Vec<_>>();

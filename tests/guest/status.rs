@@ -77,7 +77,7 @@ fn same_bytes_as_ipvsadm(world: &World, form: &[&str]) -> Result<String> {
 /// Fails unless each line of the table is one of ipvsadm's, with what there is to say of it behind.
 fn same_lines_as_ipvsadm(world: &World) -> Result<String> {
     let status = world.kube_ipvs(&["status"])?;
-    let theirs = world.node().exec(&["ipvsadm", "-Ln"])?;
+    let theirs = world.node().ipvsadm(&["-Ln"])?;
     let theirs: Vec<_> = lines(&theirs).map(str::trim_end).collect();
     for line in lines(&status) {
         ensure!(theirs.iter().any(|their| line.starts_with(their)), "status says {line:?}, ipvsadm {theirs:#?}");

@@ -192,12 +192,12 @@ fn addresses(node: &Netns) -> Result<Vec<String>> {
 
 /// The lines of `ipvsadm -Sn`.
 pub(crate) fn virtual_servers(node: &Netns) -> Result<Vec<String>> {
-    Ok(lines(&node.exec(&["ipvsadm", "-Sn"])?).map(str::to_owned).collect())
+    Ok(lines(&node.ipvsadm(&["-Sn"])?).map(str::to_owned).collect())
 }
 
 /// The counters of all virtual and real servers: a server that was removed and added again starts at zero.
 pub(crate) fn counters(node: &Netns) -> Result<Vec<String>> {
-    Ok(sorted(lines(&node.exec(&["ipvsadm", "-Ln", "--stats", "--exact"])?).map(str::to_owned).collect()))
+    Ok(sorted(lines(&node.ipvsadm(&["-Ln", "--stats", "--exact"])?).map(str::to_owned).collect()))
 }
 
 /// The routes that bind VIPs, of both families. 71 is the protocol number of this project's routes.

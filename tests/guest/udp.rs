@@ -148,7 +148,7 @@ fn i1_answers_on_their_way_while_a_pod_leaves_arrive() {
             answered_by(client, "b")?;
         }
         eventually(PATIENCE, || {
-            let table = world.node().exec(&["ipvsadm", "-Sn"])?;
+            let table = world.node().ipvsadm(&["-Sn"])?;
             ensure!(!table.contains("-w 0"), "a has not left: {table}");
             Ok(())
         })?;

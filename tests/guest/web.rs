@@ -98,7 +98,7 @@ impl<'a> Web<'a> {
 
     /// The real servers in the kernel's own order, each with its weight, its active and its other connections.
     pub(crate) fn real_servers(&self) -> Result<Vec<String>> {
-        let table = self.world.node().exec(&["ipvsadm", "-Ln"])?;
+        let table = self.world.node().ipvsadm(&["-Ln"])?;
         let reals = lines(&table).filter(|line| line.contains(&format!(":{POD_PORT} ")));
         Ok(reals.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect())
     }

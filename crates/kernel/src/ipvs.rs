@@ -86,10 +86,24 @@ pub(crate) struct Ipvs {
     buckets: Option<Buckets>,
 }
 
+/// How often virtual servers are listed again, after the first two times, until two lists are alike.
+const LISTS: usize = 8;
+
 /// From so many virtual servers on, it matters in which order they are made.
 const MANY: usize = 256;
 
 const ENOENT: i32 = 2;
+
+fn same_keys<T>(one: &[(VirtualServerKey, T)], other: &[(VirtualServerKey, T)]) -> bool {
+    one.iter().map(|(key, _)| key).eq(other.iter().map(|(key, _)| key))
+}
+
+/// Each once, where it came first.
+fn without_repetitions<T>(mut list: Vec<(VirtualServerKey, T)>) -> Vec<(VirtualServerKey, T)> {
+    let mut known = BTreeSet::new();
+    list.retain(|(key, _)| known.insert(*key));
+    list
+}
 
 /// What a message to IPVS is for.
 #[derive(Clone, Copy)]
@@ -131,7 +145,7 @@ impl Ipvs {
 
     /// All virtual servers with their real servers. Those that the model has no words for are left out; they are not ours.
     pub(crate) fn observe(&mut self) -> Result<BTreeMap<VirtualServerKey, VirtualServer>, Error> {
-        let virtual_servers = self.services(|service| Ok((service.key, service.config)))?;
+        let virtual_servers = self.services(|service| Ok(service.config))?;
         self.buckets = Buckets::of_listing(virtual_servers.iter().map(|(key, _)| key)).or(self.buckets);
         let with_servers = virtual_servers.into_iter().map(|(key, config)| {
             let real_servers = self.dests(&key, |dest| Ok((dest.key, dest.server)))?;
@@ -152,7 +166,8 @@ impl Ipvs {
 
     /// Whether the table is exactly `virtual_servers`.
     pub(crate) fn holds(&mut self, virtual_servers: &BTreeMap<VirtualServerKey, VirtualServer>) -> Result<bool, Error> {
-        let held = self.services(|service| Ok((service.key, service.config)))?;
+        // One list is enough where it is just what is remembered.
+        let held = self.list_services(|service| Ok(service.config))?;
         if held.len() != virtual_servers.len() {
             return Ok(false);
         }
@@ -193,7 +208,7 @@ impl Ipvs {
         let listing = |Service { key, config, statistics }: Service<'_>| {
             Ok(Listing { key, config, traffic: statistics.traffic()?, rates: statistics.rates()?, real_servers: Vec::new() })
         };
-        let mut virtual_servers = self.services(listing)?;
+        let mut virtual_servers: Vec<_> = self.services(listing)?.into_iter().map(|(_, listing)| listing).collect();
         for Listing { key, real_servers, .. } in &mut virtual_servers {
             *real_servers = self.dests(key, |dest| {
                 let Dest { key, server, connections, statistics } = dest;
@@ -231,7 +246,7 @@ impl Ipvs {
 
     /// What each virtual server has seen.
     pub(crate) fn traffic(&mut self) -> Result<Vec<(VirtualServerKey, TrafficCounters)>, Error> {
-        self.services(|service| Ok((service.key, service.statistics.traffic()?)))
+        self.services(|service| service.statistics.traffic())
     }
 
     /// What each real server of `service` has and has seen.
@@ -242,13 +257,35 @@ impl Ipvs {
     }
 
     /// What `read` takes of each virtual server, in the kernel's order.
-    fn services<T>(&mut self, read: impl Fn(Service<'_>) -> Result<T, Malformed>) -> Result<Vec<T>, Error> {
+    ///
+    /// The kernel goes on with a list at the place where its last part has ended, and counts places over the virtual servers of all network
+    /// namespaces (`ip_vs_genl_dump_services`, net/netfilter/ipvs/ip_vs_ctl.c). Where another one changes meanwhile, some of ours come twice or
+    /// not at all, and nothing says so. So what two lists in a row have alike is taken for what there is.
+    fn services<T>(&mut self, read: impl Fn(Service<'_>) -> Result<T, Malformed>) -> Result<Vec<(VirtualServerKey, T)>, Error> {
+        let mut last = self.list_services(&read)?;
+        for _ in 0..LISTS {
+            let list = self.list_services(&read)?;
+            if same_keys(&last, &list) {
+                return Ok(without_repetitions(list));
+            }
+            last = list;
+        }
+        // It changes all the time. What one list lacked is there more likely than not.
+        let list = self.list_services(&read)?;
+        Ok(without_repetitions(list.into_iter().chain(last).collect()))
+    }
+
+    fn list_services<T>(
+        &mut self,
+        read: impl Fn(Service<'_>) -> Result<T, Malformed>,
+    ) -> Result<Vec<(VirtualServerKey, T)>, Error> {
         let codec = self.codec;
         self.socket.dump(
             "listing virtual servers",
             |batch, seq| codec.get_services(batch, seq),
-            |services: &mut Vec<T>, _, payload| {
-                services.extend(parse_service(payload)?.known().map(&read).transpose()?);
+            |services: &mut Vec<(VirtualServerKey, T)>, _, payload| {
+                let service = parse_service(payload)?.known();
+                services.extend(service.map(|service| Ok((service.key, read(service)?))).transpose()?);
                 Ok(())
             },
         )
@@ -331,7 +368,8 @@ impl Ipvs {
         let outcome = self.write(&steps);
         if self.buckets.is_none() && outcome.broken.is_none() {
             // For the next time. What cannot be listed costs time and nothing else.
-            self.buckets = self.services(|service| Ok(service.key)).ok().and_then(|keys| Buckets::of_listing(&keys));
+            let listed = self.list_services(|_| Ok(())).ok();
+            self.buckets = listed.and_then(|listed| Buckets::of_listing(listed.iter().map(|(key, ())| key)));
         }
         outcome
     }

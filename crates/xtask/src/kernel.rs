@@ -82,6 +82,10 @@ impl Kernel {
         if let Some(kernel) = fs::read_to_string(&choice).ok().and_then(|release| Self::unpacked(&directory, release.trim())) {
             return Ok(kernel);
         }
+        if host::is_root() {
+            // The lists that a machine's image came with may be of a year ago, and so would the newest kernel be.
+            host::apt_get(&["update"]).unwrap_or_else(|error| println!("{error:#}\nchoosing among the kernels that are known"));
+        }
         let name = match obtain(&directory, wanted) {
             Ok(name) => name,
             Err(error) => {

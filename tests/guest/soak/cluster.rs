@@ -319,7 +319,7 @@ fn settles(world: &World, agent: &mut Agent, desired: &KernelState, foreign: &Ke
 fn connections(node: &Netns) -> Result<BTreeMap<String, u64>> {
     let mut connections = BTreeMap::new();
     let mut virtual_server = String::new();
-    for line in lines(&node.exec(&["ipvsadm", "-Ln"])?) {
+    for line in lines(&node.ipvsadm(&["-Ln"])?) {
         let words: Vec<_> = line.split_whitespace().collect();
         match words[..] {
             ["->", real, _, "0", active, inactive] => {

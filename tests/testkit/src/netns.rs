@@ -93,6 +93,25 @@ impl Netns {
         format!("nsenter --net --mount --target {} --", self.holder.id())
     }
 
+    /// What `ipvsadm` lists with these arguments, as soon as it lists the same twice in a row: what changes in the IPVS of other namespaces meanwhile has
+    /// the kernel list some of ours twice, or leave them out (`ip_vs_genl_dump_services`, net/netfilter/ipvs/ip_vs_ctl.c). Counters may differ.
+    ///
+    /// # Errors
+    /// As [`Netns::exec`].
+    pub fn ipvsadm(&self, arguments: &[&str]) -> Result<String> {
+        const ATTEMPTS: usize = 20;
+        let list = || self.exec(&[&["ipvsadm"], arguments].concat());
+        let mut last = list()?;
+        for _ in 0..ATTEMPTS {
+            let next = list()?;
+            if last.lines().map(listed).eq(next.lines().map(listed)) {
+                return Ok(next);
+            }
+            last = next;
+        }
+        Ok(last)
+    }
+
     /// Runs a program to its end; its output.
     ///
     /// # Errors
@@ -261,4 +280,10 @@ fn feed(command: &mut Command, input: &str) -> Result<String> {
         bail!("failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr).trim_end());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What a line of `ipvsadm` is about: of `-L` the first two words, as counters follow; of `-S` all of it.
+fn listed(line: &str) -> Vec<&str> {
+    let words = if line.starts_with("-A ") || line.starts_with("-a ") { usize::MAX } else { 2 };
+    line.split_whitespace().take(words).collect()
 }
