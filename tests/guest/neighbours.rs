@@ -37,7 +37,7 @@ fn k2_virtual_servers_that_come_and_go_in_another_namespace_do_not_blur_ours() {
         let mut agent = started(world, &["--audit-period", "1s"])?;
         let first = listed(world)?;
         ensure!(first.len() == usize::from(PORTS), "{} are listed: {first:?}", first.len());
-        for _ in 0..20 {
+        for _ in 0..10 {
             ensure!(listed(world)? == first, "status lists others than before");
         }
         agent.process().wait_for("pass=Audit", PATIENCE)?;

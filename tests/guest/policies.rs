@@ -34,7 +34,7 @@ fn prepare(world: &World) -> Result {
     world.write("node.yaml", &Node::new("node").internal_ip(NODE_V4).to_string())
 }
 
-fn call(from: &Netns, target: &str, count: usize) -> Result<Vec<Answer>> {
+fn call(from: &Netns, target: &str, count: u16) -> Result<Vec<Answer>> {
     answers(from.call(Protocol::Tcp, target, count)?)
 }
 

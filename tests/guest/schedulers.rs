@@ -87,7 +87,7 @@ fn weights_become<const N: usize>(world: &World, pods: &[(Pod, Process)], wanted
     })
 }
 
-fn call(from: &Netns, family: Family, count: usize) -> Result<Vec<Answer>> {
+fn call(from: &Netns, family: Family, count: u16) -> Result<Vec<Answer>> {
     answers(from.call(Protocol::Tcp, &web(family), count)?)
 }
 

@@ -40,7 +40,7 @@ fn in_each_cell(mut check: impl FnMut(Protocol, Family) -> Result) -> Result {
     if failures.is_empty() { Ok(()) } else { bail!("{}", failures.join("\n")) }
 }
 
-fn call(caller: &Netns, protocol: Protocol, target: &str, count: usize) -> Result<Vec<Answer>> {
+fn call(caller: &Netns, protocol: Protocol, target: &str, count: u16) -> Result<Vec<Answer>> {
     answers(caller.call(protocol, target, count)?).with_context(|| format!("{} calls {target}", caller.name()))
 }
 

@@ -179,17 +179,18 @@ impl<'a> Iterator for Attributes<'a> {
     type Item = Result<Attribute<'a>, Malformed>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.rest.is_empty() {
+        let Self { rest: bytes, owner } = *self;
+        if bytes.is_empty() {
             return None;
         }
-        let owner = self.owner;
-        let bytes = std::mem::take(&mut self.rest);
-        let Some(&[len_low, len_high, kind_low, kind_high]) = bytes.first_chunk::<ATTRIBUTE_HEADER>() else {
+        let Some((len, kind)) = array(bytes).zip(bytes.get(2..).and_then(array)) else {
+            self.rest = &[];
             return Some(Err(stray_bytes(bytes.len(), owner)));
         };
-        let len = usize::from(u16::from_ne_bytes([len_low, len_high]));
-        let kind = u16::from_ne_bytes([kind_low, kind_high]) & KIND_MASK;
+        let len = usize::from(u16::from_ne_bytes(len));
+        let kind = u16::from_ne_bytes(kind) & KIND_MASK;
         let Some(value) = bytes.get(ATTRIBUTE_HEADER..len) else {
+            self.rest = &[];
             return Some(Err(wrong_attribute_length(kind, owner, len, bytes.len())));
         };
         // The last attribute may come without its padding.

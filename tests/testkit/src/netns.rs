@@ -165,13 +165,15 @@ impl Netns {
         Process::start(self.command(program).args(arguments), self.log_file(program))
     }
 
-    /// Makes calls to an address such as `10.96.0.10:80` or `[fd00:96::10]:80`, one after the other, each from a socket of its own.
+    /// Makes calls to an address such as `10.96.0.10:80` or `[fd00:96::10]:80`, one after the other, each from a socket of its own and from a port of its
+    /// own: Linux may choose one for two, and what comes from one port is one connection to IPVS.
     ///
     /// # Errors
     /// When the calls cannot be made at all. That a call fails is data: see [`Reply`].
-    pub fn call(&self, protocol: Protocol, target: &str, count: usize) -> Result<Vec<Reply>> {
-        let count = count.to_string();
-        self.call_with(protocol, target, &["--count", &count, "--timeout-ms", PATIENCE_MS])
+    pub fn call(&self, protocol: Protocol, target: &str, count: u16) -> Result<Vec<Reply>> {
+        let (first, count) = (source_ports(count).to_string(), count.to_string());
+        let options = ["--count", &count, "--source-port", &first, "--ports", &count, "--timeout-ms", PATIENCE_MS];
+        self.call_with(protocol, target, &options)
     }
 
     /// As [`Netns::call`], with the options of `probe call`, whose patience is one second.

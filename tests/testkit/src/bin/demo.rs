@@ -173,7 +173,7 @@ fn table_with(world: &World, present: &[Pod], absent: &[&Pod]) -> Result<String>
 }
 
 /// Makes calls that must all be answered, and shows who answered.
-fn call(from: &Netns, name: &str, target: &str, count: usize) -> Result<Vec<Answer>> {
+fn call(from: &Netns, name: &str, target: &str, count: u16) -> Result<Vec<Answer>> {
     command(&format!("[{name}] probe call tcp {target} --count {count}"));
     let answers = answers(from.call(Protocol::Tcp, target, count)?)?;
     for answer in &answers {
