@@ -58,7 +58,7 @@ fn ensure_only_cut(replies: &[Reply], removals: usize) -> Result {
 
 /// Who answers some calls. The calls in the background take their turns too, so it is left open how often.
 fn ensure_answered_by<const N: usize>(client: &Pod, names: [&str; N]) -> Result {
-    let answers = answers(client.call(Protocol::Tcp, &vip4(), 2 * N)?)?;
+    let answers = answers(client.call(Protocol::Tcp, &vip4(), u16::try_from(2 * N)?)?)?;
     let answering: BTreeSet<_> = answers.iter().map(|answer| answer.name.as_str()).collect();
     ensure!(answering.is_subset(&BTreeSet::from(names)), "{answering:?} answered instead of {names:?}");
     Ok(())

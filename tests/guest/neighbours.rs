@@ -1,6 +1,7 @@
 //! Other network namespaces, with an IPVS of their own: those of nodes in containers, of container engines, of tests beside this one.
 
 use anyhow::{Context as _, ensure};
+use serde_json::Value;
 use testkit::manifest::Service;
 use testkit::{Family, On, Protocol, Result, World};
 
@@ -15,9 +16,9 @@ const BUSY: &str = "for i in $(seq 60); do echo \"-A -t 10.97.$i.1:80 -s rr\"; d
 
 /// The addresses and ports that `status` lists, as often as it does.
 fn listed(world: &World) -> Result<Vec<String>> {
-    let table: serde_json::Value = serde_json::from_str(&world.kube_ipvs(&["status", "-o", "json"])?)?;
-    let servers = table["virtualServers"].as_array().context("no virtualServers")?;
-    let mut listed: Vec<_> = servers.iter().map(|server| format!("{} {}", server["address"], server["port"])).collect();
+    let table: Value = serde_json::from_str(&world.kube_ipvs(&["status", "-o", "json"])?)?;
+    let servers = table.get("virtualServers").and_then(Value::as_array).context("no virtualServers")?;
+    let mut listed: Vec<_> = servers.iter().map(|server| format!("{:?} {:?}", server.get("address"), server.get("port"))).collect();
     listed.sort_unstable();
     Ok(listed)
 }

@@ -166,7 +166,7 @@ fn weights_share_connections_out_and_weight_0_is_no_drain_that_ends() {
 
 #[test]
 fn e2_with_fallback_no_flow_fails_while_a_server_has_weight_0() {
-    const FLOWS: usize = 90;
+    const FLOWS: u16 = 90;
     World::test(|world| {
         let client = world.pod("client", On::Node)?;
         let pods = pods(world, ["a", "b", "c"])?;
@@ -186,7 +186,11 @@ fn e2_with_fallback_no_flow_fails_while_a_server_has_weight_0() {
             let answered: Vec<_> = replies.iter().filter_map(|reply| reply.outcome.as_ref().ok().cloned()).collect();
             let servers: BTreeSet<_> = shares(&answered).into_keys().collect();
             ensure!(servers == BTreeSet::from(["a", "c"]), "{shown}: {servers:?}");
-            ensure!((answered.len() == FLOWS) == falls_back, "{shown}: {} of {FLOWS} flows were answered", answered.len());
+            ensure!(
+                (answered.len() == usize::from(FLOWS)) == falls_back,
+                "{shown}: {} of {FLOWS} flows were answered",
+                answered.len()
+            );
         }
         Ok(())
     });

@@ -1,7 +1,5 @@
 //! Sets that have to grow. A set cannot be given more room in place: a larger one takes its place in one step.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, ensure};
 use testkit::manifest::{EndpointSlice, Service};
 use testkit::{Family, On, Protocol, World, eventually};

@@ -83,7 +83,7 @@ impl Tier {
     fn run(self, filter: &[String]) -> Result<Counts> {
         match self {
             Self::Fmt => check(&["fmt", "--all", "--check"]),
-            Self::Clippy => Ok(check(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?.and(fuzz_targets()?)),
+            Self::Clippy => clippy(),
             Self::Unit => unit(),
             Self::Tools => with_tools(filter),
             Self::Host => on_host(filter),
@@ -226,6 +226,12 @@ fn component(subcommand: &str, name: &str) -> Result<()> {
 fn check(arguments: &[&str]) -> Result<Counts> {
     let status = build::cargo(arguments).status().context("cannot run cargo")?;
     Ok(Counts::of_one(status.success()))
+}
+
+fn clippy() -> Result<Counts> {
+    let with = |targets: &[&str]| check(&[&["clippy", "--workspace"], targets, &["--", "-D", "warnings"]].concat());
+    // What does not run with `cargo test` is not among all targets.
+    Ok(with(&["--all-targets"])?.and(with(&["--test", "guest", "--test", "host", "--test", "tools"])?).and(fuzz_targets()?))
 }
 
 /// They are no part of the workspace, and take modules of it by their paths, so nothing else would notice that these have moved.
