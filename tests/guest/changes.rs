@@ -183,7 +183,7 @@ fn f3_node_ports_follow_the_nodes_addresses() {
                 let add = ["ip", "address", "add", on_link, "dev", "eth0"];
                 let no_dad: &[&str] = if family == Family::V6 { &["nodad"] } else { &[] };
                 world.node().exec(&[&add, no_dad].concat())?;
-                eventually(SOON, || answers(world.ext().call_with(Protocol::Tcp, &node_port, &[])?))
+                eventually(SOON, || answers(world.ext().call_with(Protocol::Tcp, &node_port, &["--timeout-ms", "1000"])?))
                     .with_context(|| format!("{address} was added"))?;
                 world.node().exec(&["ip", "address", "del", on_link, "dev", "eth0"])?;
                 eventually(SOON, || {

@@ -219,8 +219,10 @@ fn g4_a_lost_device_is_made_again_without_waiting_for_the_audit() {
         ] {
             world.node().exec(&["sh", "-c", damage])?;
             for family in Family::ALL {
-                eventually(PATIENCE, || answers(client.call_with(Protocol::Tcp, &target(vip(family, 10), 80), &[])?))
-                    .with_context(|| format!("{damage}, {family:?}"))?;
+                eventually(PATIENCE, || {
+                    answers(client.call_with(Protocol::Tcp, &target(vip(family, 10), 80), &["--timeout-ms", "1000"])?)
+                })
+                .with_context(|| format!("{damage}, {family:?}"))?;
             }
         }
         Ok(())

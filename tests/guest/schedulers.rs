@@ -233,7 +233,7 @@ fn e4_datagrams_from_one_port_are_spread_one_by_one_and_have_no_answers() {
                 ensure!(more == [10, 10], "{more:?}");
                 Ok(())
             })?;
-            let replies = client.call_with(Protocol::Udp, &web(family), &["--count", "4"])?;
+            let replies = client.call_with(Protocol::Udp, &web(family), &["--count", "4", "--timeout-ms", "1000"])?;
             let answered = replies.iter().filter(|reply| reply.outcome.is_ok()).count();
             ensure!(answered == 0, "{answered} answers of 4 came from the address that was called");
         }

@@ -176,7 +176,7 @@ impl Netns {
         self.call_with(protocol, target, &options)
     }
 
-    /// As [`Netns::call`], with the options of `probe call`, whose patience is one second.
+    /// As [`Netns::call`], with the options of `probe call`.
     ///
     /// # Errors
     /// As [`Netns::call`].

@@ -115,7 +115,7 @@ struct CallOptions {
     #[arg(long, default_value_t = 1)]
     count: u64,
     /// Milliseconds that a call may take
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 15_000)]
     timeout_ms: u64,
     /// Call from this address (otherwise the kernel chooses one)
     #[arg(long)]
