@@ -19,9 +19,10 @@ const API_PORT: u16 = 6443;
 /// From the agent's start; a node that is not emulated takes a few hundred milliseconds.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Calls that give up soon: each is a look at what happens right now.
+/// Calls that give up soon: each is a look at what happens right now. They end before the kernel sends a first packet again: that of a call from before the
+/// start is known to conntrack as one that is not masqueraded.
 fn keep_calling(caller: &Netns, target: &str) -> Result<Calls> {
-    caller.keep_calling_with(Protocol::Tcp, target, &["--interval-ms", "20", "--timeout-ms", "1500"])
+    caller.keep_calling_with(Protocol::Tcp, target, &["--interval-ms", "20", "--timeout-ms", "400"])
 }
 
 /// `default/kubernetes` with the API server on node2, and Services with an endpoint each, on node2 as well.
