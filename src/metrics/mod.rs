@@ -45,7 +45,7 @@ pub(crate) struct Metrics {
     staleness: GaugeVec,
     pub(crate) serves_saved: IntGauge,
     pub(crate) audit_interval: Gauge,
-    saved_at: Gauge,
+    pub(crate) saved_at: Gauge,
     pub(crate) save_errors: IntCounter,
     lacking_schedulers: IntGaugeVec,
     flushes: IntCounterVec,
@@ -236,7 +236,7 @@ impl Metrics {
                 "audit_interval_seconds",
                 "From one comparison with the kernel to the next: --audit-period, or longer where they take more than --max-audit-cpu.",
             ))?,
-            saved_at: group.add(Gauge::new("saved_state_timestamp_seconds", "Unix time at which state was last saved (--state-dir)."))?,
+            saved_at: group.add(Gauge::new("saved_state_timestamp_seconds", "Unix time at which state was last saved as a start can use it (--state-dir)."))?,
             save_errors: group.add(IntCounter::new("save_errors_total", "Attempts at saving state that failed (--state-dir); the log says why."))?,
             lacking_schedulers: group.add(IntGaugeVec::new(
                     Opts::new(
@@ -312,7 +312,7 @@ impl Metrics {
         self.last_success.set(unix_seconds());
     }
 
-    /// Notes that all that was told is saved.
+    /// Notes that all that was told is saved, and as much as a start needs.
     pub(crate) fn count_saved(&self) {
         self.saved_at.set(unix_seconds());
     }

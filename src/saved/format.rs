@@ -69,12 +69,12 @@ impl fmt::Display for Damage {
     }
 }
 
-impl Contents {
-    /// Whether there is all that there was when it was saved.
-    pub(super) fn is_complete(&self) -> bool {
-        Kind::ALL.iter().all(|kind| self.listed.contains(kind))
-    }
+/// Whether there is all that there was when it was saved, these kinds having been listed.
+pub(super) fn is_complete(listed: &BTreeSet<Kind>) -> bool {
+    Kind::ALL.iter().all(|kind| listed.contains(kind))
+}
 
+impl Contents {
     /// Does what `batch` says.
     pub(super) fn apply(&mut self, batch: &Batch) {
         for (kind, names) in &batch.listed {
@@ -361,7 +361,7 @@ pub(crate) mod tests {
     #[test]
     fn what_is_written_is_read() {
         let contents = contents();
-        assert!(contents.is_complete());
+        assert!(is_complete(&contents.listed));
         let (of, mut read) = Contents::read_base(&contents.base(&belongs())).unwrap();
         assert_eq!((&of, &read), (&belongs(), &contents));
         assert_eq!(read.objects().unwrap(), [service("web", 80), slice("web-1"), node("node-1")]);

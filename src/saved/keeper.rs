@@ -1,5 +1,7 @@
 //! The thread that writes, and the way to it.
 
+use std::collections::BTreeSet;
+use std::mem;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -9,9 +11,10 @@ use anyhow::Context;
 use tracing::{info, warn};
 
 use super::batch::{Batch, Collector};
-use super::directory::{Directory, Journal};
+use super::directory::{Directory, Found, Journal};
+use super::format::is_complete;
 use crate::metrics::Metrics;
-use crate::source::{Event, Object};
+use crate::source::{Event, Kind, Object};
 
 /// Between two times of writing. What comes meanwhile is written together.
 const PACE: Duration = Duration::from_secs(1);
@@ -56,12 +59,14 @@ impl Keeper {
     /// When no thread can be made. What is wrong with the directory or the files in it is a warning.
     pub(crate) fn open(path: &Path, selection: String, metrics: Metrics) -> anyhow::Result<(Self, Option<Kept>)> {
         let directory = Directory::new(path, selection);
-        let kept = kept(&directory, path);
+        let found = directory.read();
+        let kept = kept(&found, path);
         let shared = Arc::new(Shared::default());
         let writer = Writer {
             directory,
             path: path.display().to_string(),
             journal: None,
+            listed: found.contents.listed,
             unsaved: Batch::default(),
             failing: false,
             metrics,
@@ -120,13 +125,12 @@ impl Shared {
     }
 }
 
-fn kept(directory: &Directory, path: &Path) -> Option<Kept> {
-    let found = directory.read();
+fn kept(found: &Found, path: &Path) -> Option<Kept> {
     for warning in &found.warnings {
         warn!("{warning}");
     }
     let at = found.at?;
-    if !found.contents.is_complete() {
+    if !is_complete(&found.contents.listed) {
         info!(path = %path.display(), "what is saved is not complete, and not used");
         return None;
     }
@@ -144,6 +148,8 @@ struct Writer {
     path: String,
     /// `None` until it is known where it ends.
     journal: Option<Journal>,
+    /// The kinds of which the files have a complete listing.
+    listed: BTreeSet<Kind>,
     unsaved: Batch,
     failing: bool,
     metrics: Metrics,
@@ -175,16 +181,18 @@ impl Writer {
         match saved {
             Ok(journal) => {
                 self.journal = Some(journal);
-                self.unsaved = Batch::default();
-                self.metrics.count_saved();
-                if std::mem::take(&mut self.failing) {
+                self.listed.extend(mem::take(&mut self.unsaved).listed.into_keys());
+                if is_complete(&self.listed) {
+                    self.metrics.count_saved();
+                }
+                if mem::take(&mut self.failing) {
                     info!(path = self.path, "state is saved again");
                 }
                 true
             }
             Err(error) => {
                 self.metrics.save_errors.inc();
-                if !std::mem::replace(&mut self.failing, true) {
+                if !mem::replace(&mut self.failing, true) {
                     warn!(path = self.path, %error, "state cannot be saved; trying again, and serving all the same");
                 }
                 false
@@ -198,7 +206,6 @@ mod tests {
     use super::*;
     use crate::captured::Log;
     use crate::saved::format::tests::{listing, node, service, slice};
-    use crate::source::Kind;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
@@ -286,9 +293,22 @@ mod tests {
     #[test]
     fn what_is_not_all_there_was_is_not_used() {
         let directory = tempfile::tempdir().unwrap();
+        let metrics = Metrics::new().unwrap();
+        let open = || Keeper::open(directory.path(), "node-1".to_owned(), metrics.clone()).unwrap();
+        let (keeper, kept) = open();
+        assert!(kept.is_none());
         let events = listing([service("web", 80)]);
-        save(directory.path(), events.into_iter().filter(|event| *event != Event::Listed(Kind::Node)));
-        assert!(objects(directory.path()).is_none());
+        events.into_iter().filter(|event| *event != Event::Listed(Kind::Node)).for_each(|event| keeper.note(event));
+        drop(keeper);
+        assert_eq!(metrics.saved_at.get(), 0.0, "a start has no use for it");
+
+        let (keeper, kept) = open();
+        assert!(kept.is_none());
+        keeper.note(Event::Listing(Kind::Node));
+        keeper.note(Event::Listed(Kind::Node));
+        drop(keeper);
+        assert!(metrics.saved_at.get() > 0.0);
+        assert_eq!(objects(directory.path()).unwrap(), [service("web", 80)]);
     }
 
     #[test]
