@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 use testkit::Protocol;
 
 /// A caller that connects and then stays silent must not hold its thread for ever.
@@ -25,6 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Who holds a connection waits as long as the kernel needs to send a packet again that was lost some times over, on a machine so busy that it has
 /// learned to wait ten seconds before the first.
 const HOLDING: Duration = Duration::from_secs(150);
+
+/// A caller that waits for an answer and has nothing to send asks now and then whether somebody is there, as those do that are written in Go: from a real
+/// server that is gone no answer comes, and what tells a client so is the kernel's answer to its next packet.
+const KEEPALIVE: Duration = Duration::from_secs(15);
 
 const EPROTONOSUPPORT: i32 = 93;
 const ESOCKTNOSUPPORT: i32 = 94;
@@ -323,6 +327,9 @@ impl Hold {
         connection.bind(&SocketAddr::new(unspecified(self.target), port).into()).with_context(|| format!("port {port}"))?;
         connection.connect_timeout(&self.target.into(), PATIENCE).with_context(|| format!("cannot connect to {}", self.target))?;
         connection.set_read_timeout(Some(HOLDING))?;
+        if self.protocol == Protocol::Tcp {
+            connection.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
+        }
         if self.reset {
             connection.set_linger(Some(Duration::ZERO))?;
         }
