@@ -95,18 +95,23 @@ impl Tier {
     }
 }
 
+/// What the test kit says of a test that failed beside others (`tests/testkit/src/attempts.rs`).
+const SECOND_ATTEMPT: &str = ": passed at the second attempt, alone";
+
 /// How many tests ended how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
     passed: u64,
     failed: u64,
     ignored: u64,
+    /// Those of the passed that had failed beside others.
+    alone: u64,
 }
 
 impl Counts {
     /// Of a tier that is one check.
     fn of_one(passed: bool) -> Self {
-        Self { passed: u64::from(passed), failed: u64::from(!passed), ignored: 0 }
+        Self { passed: u64::from(passed), failed: u64::from(!passed), ..Self::default() }
     }
 
     /// Of a guest's run.
@@ -120,6 +125,9 @@ impl Counts {
     fn take_in(&mut self, line: &str) {
         if let Some(counts) = line.strip_prefix("conformance: ") {
             return self.take_in_cases(counts);
+        }
+        if line.trim_end().ends_with(SECOND_ATTEMPT) {
+            self.alone += 1;
         }
         let Some((_, counts)) = line.split_once("test result: ").and_then(|(_, result)| result.split_once(". ")) else { return };
         for count in counts.split("; ") {
@@ -148,7 +156,12 @@ impl Counts {
     }
 
     const fn and(self, other: Self) -> Self {
-        Self { passed: self.passed + other.passed, failed: self.failed + other.failed, ignored: self.ignored + other.ignored }
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            ignored: self.ignored + other.ignored,
+            alone: self.alone + other.alone,
+        }
     }
 
     /// A run that ended badly has at least one failure, whatever it counted (a crash counts nothing).
@@ -165,6 +178,9 @@ impl fmt::Display for Counts {
         write!(formatter, "{:>5} passed  {:>4} failed", self.passed, self.failed)?;
         if self.ignored > 0 {
             write!(formatter, "  {} ignored", self.ignored)?;
+        }
+        if self.alone > 0 {
+            write!(formatter, "  {} passed only alone", self.alone)?;
         }
         Ok(())
     }
@@ -356,20 +372,29 @@ mod tests {
         counts.take_in("test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s");
         counts.take_in("test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s");
         counts.take_in("test some_test ... ok");
-        assert_eq!(counts, Counts { passed: 5, failed: 4, ignored: 1 });
+        assert_eq!(counts, Counts { passed: 5, failed: 4, ignored: 1, alone: 0 });
+    }
+
+    #[test]
+    fn a_test_that_passed_only_alone_is_told_of() {
+        let mut counts = Counts::default();
+        counts.take_in("test drain::one ... drain::one: failed beside others: it is tried again, alone");
+        counts.take_in("drain::one: passed at the second attempt, alone\r");
+        counts.take_in("test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s");
+        assert_eq!(counts.and(Counts::default()).to_string(), "    3 passed     0 failed  1 passed only alone");
     }
 
     #[test]
     fn cases_count_like_tests() {
         let mut counts = Counts::default();
         counts.take_in("conformance: 100 agree, 10 intended differences, 2 disagree");
-        assert_eq!(counts, Counts { passed: 110, failed: 2, ignored: 0 });
+        assert_eq!(counts, Counts { passed: 110, failed: 2, ..Counts::default() });
     }
 
     #[test]
     fn a_crash_is_a_failure_though_nothing_was_counted() {
         assert_eq!(Counts::default().with_status(false).failed, 1);
-        assert_eq!(Counts { passed: 3, failed: 2, ignored: 0 }.with_status(false).failed, 2);
+        assert_eq!(Counts { passed: 3, failed: 2, ..Counts::default() }.with_status(false).failed, 2);
         assert_eq!(Counts { passed: 3, ..Counts::default() }.with_status(true).failed, 0);
     }
 }

@@ -23,6 +23,7 @@
 //! ```
 
 mod agent;
+mod attempts;
 pub mod conformance;
 mod eventually;
 mod inputs;

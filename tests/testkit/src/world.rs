@@ -16,13 +16,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 
 use crate::agent::{self, Agent};
+use crate::attempts::TESTS;
 use crate::netns::{Netns, probe};
 use crate::{Family, Process, Result, eventually, tell_panics};
 
@@ -149,9 +150,6 @@ impl Deref for Pod {
     }
 }
 
-/// Held by every test that runs. One that failed has poisoned it, which is nothing to the others.
-static TESTS: RwLock<()> = RwLock::new(());
-
 /// The network of one test. Worlds share nothing, so tests run side by side.
 #[derive(Debug)]
 pub struct World {
@@ -209,13 +207,13 @@ impl World {
         Ok(world)
     }
 
-    /// Runs a test in a world of its own. When it fails, the agents' logs and the node's tables are shown with the failure.
+    /// Runs a test in a world of its own, and once more, alone, if it failed beside others. When it fails, the agents' logs and the node's tables are
+    /// shown with the failure.
     ///
     /// # Panics
     /// When the test fails.
-    pub fn test(body: impl FnOnce(&Self) -> Result) {
-        let _beside = TESTS.read();
-        Self::run(body);
+    pub fn test(body: impl Fn(&Self) -> Result) {
+        TESTS.beside(|| Self::run(&body));
     }
 
     /// As [`World::test`], while no other test of this program runs: for tests that keep the machine busy, beside which others would run out of time.
@@ -223,8 +221,7 @@ impl World {
     /// # Panics
     /// When the test fails.
     pub fn test_alone(body: impl FnOnce(&Self) -> Result) {
-        let _alone = TESTS.write();
-        Self::run(body);
+        TESTS.alone(|| Self::run(body));
     }
 
     #[expect(clippy::panic, reason = "this is how a test fails")]
