@@ -275,25 +275,35 @@ impl Drains {
         surroundings: &impl Surroundings,
         now: Instant,
     ) {
-        let terminated = self.remembered.get(&key).map(|remembered| &remembered.terminating);
-        for (real, server) in &held.real_servers {
-            if desired.real_servers.contains_key(real) {
-                self.leaving.remove(&(key, *real));
-            } else {
-                let leaving = self.leaving.entry((key, *real)).or_insert_with(|| {
-                    let endpoint = if terminated.is_some_and(|terminated| terminated.contains(real)) {
-                        Endpoint::Terminating
-                    } else if surroundings.were_desired() && server.weight > 0 {
-                        Endpoint::Present
-                    } else {
-                        Endpoint::Unseen
-                    };
-                    Leaving { deadline: now + limit, endpoint, closing: Closing::Open { look: None } }
-                });
-                leaving.endpoint = leaving.endpoint.followed_by(surroundings.standing(&key, real), now + self.limits.vanished);
-                desired.real_servers.insert(*real, RealServer { weight: 0, ..*server });
-            }
+        let wanted_again: Vec<_> =
+            self.leaving_of(key).map(|(real, _)| real).filter(|real| desired.real_servers.contains_key(real)).collect();
+        for real in wanted_again {
+            self.leaving.remove(&(key, real));
         }
+        let terminated = self.remembered.get(&key).map(|remembered| &remembered.terminating);
+        let mut wanted = desired.real_servers.keys().peekable();
+        let mut kept = Vec::new();
+        for (real, server) in &held.real_servers {
+            // Both are in order.
+            while wanted.next_if(|wanted| *wanted < real).is_some() {}
+            if wanted.next_if_eq(&real).is_some() {
+                continue;
+            }
+            let leaving = self.leaving.entry((key, *real)).or_insert_with(|| {
+                let endpoint = if terminated.is_some_and(|terminated| terminated.contains(real)) {
+                    Endpoint::Terminating
+                } else if surroundings.were_desired() && server.weight > 0 {
+                    Endpoint::Present
+                } else {
+                    Endpoint::Unseen
+                };
+                Leaving { deadline: now + limit, endpoint, closing: Closing::Open { look: None } }
+            });
+            leaving.endpoint = leaving.endpoint.followed_by(surroundings.standing(&key, real), now + self.limits.vanished);
+            kept.push((*real, RealServer { weight: 0, ..*server }));
+        }
+        drop(wanted);
+        desired.real_servers.extend(kept);
     }
 
     /// Keeps the VIPs of virtual servers that leave as a whole, and the set members by which they are known to be ours. A VIP is kept for all of

@@ -529,7 +529,9 @@ impl Reconciler {
             self.change_log.nothing_done();
             debug!(?pass, elapsed = ?begun.elapsed(), "nothing to do");
         } else {
-            let keys = plan.steps().filter_map(Step::virtual_server);
+            // Those of one virtual server come one after the other.
+            let mut last = None;
+            let keys = plan.steps().filter_map(Step::virtual_server).filter(|key| last.replace(*key) != Some(*key));
             let owners = keys.filter_map(|key| self.ledger.owner(&key).map(|owner| owner.service));
             self.change_log.note(pass, plan, report.undone(), begun.elapsed(), owners, Instant::now());
         }

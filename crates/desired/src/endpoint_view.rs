@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use model::{RealServerKey, VirtualServerKey};
 
-use crate::endpoints::{self, Choice, Reach, Verdict};
+use crate::endpoints::{Candidate, Candidates, Choice, Reach, Verdict};
 use crate::fragment::FrontendKind;
 use crate::index::Index;
 use crate::name::ServiceName;
@@ -52,9 +52,9 @@ impl Index {
             return Vec::new();
         };
         let zone = self.facts().zone.as_deref();
-        let candidates = endpoints::of_port(slices.iter().copied(), key.family(), port, zone, None, self.unready());
+        let candidates = Candidates::of(slices.iter().copied(), key.family(), port, zone, None, self.unready());
         let choice = Choice::of(&candidates, reach);
-        let view = |(real, candidate): (&RealServerKey, &endpoints::Candidate)| {
+        let view = |(real, candidate): (&RealServerKey, &Candidate)| {
             let (pod, node) = whereabouts(&slices, real.address);
             EndpointView { real: *real, pod, node, local: candidate.local, verdict: choice.verdict(candidate) }
         };

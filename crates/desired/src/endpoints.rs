@@ -1,12 +1,12 @@
 //! Which endpoints of a Service's port are its real servers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use model::{Family, RealServerKey};
 
 use crate::scheduling::Weights;
 use crate::service::ServicePort;
-use crate::slice::Slice;
+use crate::slice::{Endpoint, Slice};
 
 /// How far from this node an endpoint may be: what a traffic policy says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +53,19 @@ pub(crate) struct Candidate {
 }
 
 impl Candidate {
+    fn of(endpoint: &Endpoint, zone: Option<&str>, unready: &BTreeSet<Box<str>>, weight: u16) -> Self {
+        Self {
+            ready: endpoint.ready,
+            serving: endpoint.serving,
+            terminating: endpoint.terminating,
+            stranded: endpoint.is_on(unready),
+            local: endpoint.local,
+            node_hint: endpoint.node_hint,
+            zone_hint: Hint::of(endpoint.zones.iter().flat_map(|zones| zones.iter()).map(|zone| &**zone), zone),
+            weight,
+        }
+    }
+
     /// Whether a load balancer may count on it at this node.
     pub(crate) const fn is_ready_here(self) -> bool {
         self.local && self.ready
@@ -65,46 +78,74 @@ impl Candidate {
     }
 }
 
-/// The endpoints of `port` in `family` over all `slices` of its Service, as seen from a node in `zone`, with `weights` if its Service
-/// gives any; `unready` says of which nodes it is known that they are not ready.
-pub(crate) fn of_port<'a>(
-    slices: impl IntoIterator<Item = &'a Slice>,
-    family: Family,
-    port: &ServicePort,
-    zone: Option<&str>,
-    weights: Option<&Weights>,
-    unready: &BTreeSet<Box<str>>,
-) -> BTreeMap<RealServerKey, Candidate> {
-    let mut candidates = BTreeMap::new();
-    for slice in slices.into_iter().filter(|slice| slice.family == family) {
-        let matches = slice.ports.iter().filter(|other| *other.name == *port.name && other.protocol == port.protocol);
-        for number in matches.map(|other| other.port) {
-            for (endpoint, pod) in slice.iter() {
-                let candidate = Candidate {
-                    ready: endpoint.ready,
-                    serving: endpoint.serving,
-                    terminating: endpoint.terminating,
-                    stranded: endpoint.is_on(unready),
-                    local: endpoint.local,
-                    node_hint: endpoint.node_hint,
-                    zone_hint: Hint::of(endpoint.zones.iter().flat_map(|zones| zones.iter()).map(|zone| &**zone), zone),
-                    weight: weights.map_or(1, |weights| {
-                        let pod = pod.map(|pod| pod.to_string());
-                        weights.of(endpoint.address, pod.as_deref(), endpoint.node.as_deref())
-                    }),
+/// The endpoints of one port, by key and in its order.
+///
+/// A sorted list and no tree: a Service may have thousands, all of which are gone through for a change of one.
+#[derive(Debug)]
+pub(crate) struct Candidates(Vec<(RealServerKey, Candidate)>);
+
+impl Candidates {
+    /// The endpoints of `port` in `family` over all `slices` of its Service, as seen from a node in `zone`, with `weights` if its Service
+    /// gives any; `unready` says of which nodes it is known that they are not ready.
+    pub(crate) fn of<'a>(
+        slices: impl IntoIterator<Item = &'a Slice>,
+        family: Family,
+        port: &ServicePort,
+        zone: Option<&str>,
+        weights: Option<&Weights>,
+        unready: &BTreeSet<Box<str>>,
+    ) -> Self {
+        let mut candidates = Vec::new();
+        for slice in slices.into_iter().filter(|slice| slice.family == family) {
+            let matches = slice.ports.iter().filter(|other| *other.name == *port.name && other.protocol == port.protocol);
+            for number in matches.map(|other| other.port) {
+                let candidate = |endpoint: &Endpoint, weight| {
+                    (RealServerKey::new(endpoint.address, number), Candidate::of(endpoint, zone, unready, weight))
                 };
-                candidates
-                    .entry(RealServerKey::new(endpoint.address, number))
-                    .and_modify(|known: &mut Candidate| {
-                        if candidate.rank() > known.rank() {
-                            *known = candidate;
-                        }
-                    })
-                    .or_insert(candidate);
+                match weights {
+                    // Nobody asks for the names of pods.
+                    None => candidates.extend(slice.endpoints.iter().map(|endpoint| candidate(endpoint, 1))),
+                    Some(weights) => candidates.extend(slice.iter().map(|(endpoint, pod)| {
+                        let pod = pod.map(|pod| pod.to_string());
+                        candidate(endpoint, weights.of(endpoint.address, pod.as_deref(), endpoint.node.as_deref()))
+                    })),
+                }
             }
         }
+        Self::in_order(candidates)
     }
-    candidates
+
+    fn in_order(mut candidates: Vec<(RealServerKey, Candidate)>) -> Self {
+        // Slices are mostly in order within themselves, which a sort that keeps the order of what is equal makes use of.
+        candidates.sort_by_key(|(key, _)| *key);
+        candidates.dedup_by(|(later, again), (earlier, known)| {
+            let same = later == earlier;
+            if same && again.rank() > known.rank() {
+                *known = *again;
+            }
+            same
+        });
+        Self(candidates)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&RealServerKey, &Candidate)> {
+        self.0.iter().map(|(key, candidate)| (key, candidate))
+    }
+
+    fn values(&self) -> impl Iterator<Item = &Candidate> + Clone {
+        self.0.iter().map(|(_, candidate)| candidate)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The ones that take connections, in order: the ready ones or, so that the last pods of a rollout still answer, those that are serving while
+    /// they terminate (KEP-1669).
+    pub(crate) fn select(&self, reach: Reach) -> impl Iterator<Item = (&RealServerKey, &Candidate)> {
+        let choice = Choice::of(self, reach);
+        self.iter().filter(move |(_, candidate)| matches!(choice.verdict(candidate), Verdict::Chosen | Verdict::LastResort))
+    }
 }
 
 /// Why an endpoint takes connections from this node, or does not.
@@ -135,7 +176,7 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
-    pub(crate) fn of(candidates: &BTreeMap<RealServerKey, Candidate>, reach: Reach) -> Self {
+    pub(crate) fn of(candidates: &Candidates, reach: Reach) -> Self {
         let mode = match reach {
             Reach::Cluster => Mode::of(candidates),
             Reach::Node => Mode::OnNode,
@@ -161,14 +202,6 @@ impl Choice {
     }
 }
 
-/// The ones among `candidates` that take connections: the ready ones or, so that the last pods of a rollout still answer, those
-/// that are serving while they terminate (KEP-1669).
-pub(crate) fn select(candidates: &BTreeMap<RealServerKey, Candidate>, reach: Reach) -> Vec<RealServerKey> {
-    let choice = Choice::of(candidates, reach);
-    let takes = |candidate: &Candidate| matches!(choice.verdict(candidate), Verdict::Chosen | Verdict::LastResort);
-    candidates.iter().filter(|(_, candidate)| takes(candidate)).map(|(key, _)| *key).collect()
-}
-
 /// Which hints are followed. Hints are all or nothing: one ready endpoint without a hint means that who writes them is not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -179,7 +212,7 @@ enum Mode {
 }
 
 impl Mode {
-    fn of(candidates: &BTreeMap<RealServerKey, Candidate>) -> Self {
+    fn of(candidates: &Candidates) -> Self {
         let followed = |hint: fn(&Candidate) -> Hint| {
             let mut hints = candidates.values().filter(|candidate| candidate.ready).map(hint);
             let complete = hints.clone().all(|hint| hint != Hint::Missing);

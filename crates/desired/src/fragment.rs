@@ -1,6 +1,6 @@
 //! One Service's part of the desired state.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use model::{
 };
 
 use crate::config::{Config, OccupiedNodePorts};
-use crate::endpoints::{self, Candidate, Reach};
+use crate::endpoints::{Candidates, Reach};
 use crate::facts::{NodeFacts, is_ipv6_link_local};
 use crate::listeners::Listeners;
 use crate::machines::Machines;
@@ -338,7 +338,7 @@ impl Fragment {
             let load_balancer = of_family(&load_balancer);
             let mut ready_here = BTreeSet::new();
             for (port, node_addresses) in service.ports.iter().zip(&node_ports) {
-                let candidates = endpoints::of_port(
+                let candidates = Candidates::of(
                     slices.iter().copied(),
                     family,
                     port,
@@ -604,7 +604,7 @@ struct Pools<'a> {
     port: &'a ServicePort,
     family: Family,
     config: &'a Config,
-    candidates: &'a BTreeMap<RealServerKey, Candidate>,
+    candidates: &'a Candidates,
     made: [Option<u32>; 2],
 }
 
@@ -620,19 +620,24 @@ impl Pools<'_> {
         }
         let Self { service, port, family, config, .. } = *self;
         let index = u32::try_from(self.builder.pools.len()).unwrap_or(u32::MAX);
-        let real_servers = endpoints::select(self.candidates, reach);
-        let weight = |key: &RealServerKey| self.candidates.get(key).map_or(1, |candidate| candidate.weight);
-        let weights = real_servers.iter().map(|key| (*key, weight(key))).filter(|(_, weight)| *weight != 1).collect();
-        let terminates = |key: &&RealServerKey| self.candidates.get(key).is_some_and(|candidate| candidate.terminating);
-        let terminating = real_servers.iter().filter(terminates).copied().collect();
-        let elsewhere = || !endpoints::select(self.candidates, Reach::Cluster).is_empty();
+        let (mut real_servers, mut weights, mut terminating) = (Vec::new(), Vec::new(), Vec::new());
+        for (key, candidate) in self.candidates.select(reach) {
+            real_servers.push(*key);
+            if candidate.weight != 1 {
+                weights.push((*key, candidate.weight));
+            }
+            if candidate.terminating {
+                terminating.push(*key);
+            }
+        }
+        let elsewhere = || self.candidates.select(Reach::Cluster).next().is_some();
         self.builder.pools.push(Pool {
             only_elsewhere: reach == Reach::Node && real_servers.is_empty() && elsewhere(),
             port_name: port.name.clone(),
             config: virtual_server_config(service, port, config, family),
             real_servers: real_servers.into(),
-            weights,
-            terminating,
+            weights: weights.into(),
+            terminating: terminating.into(),
             port: self.builder.port,
         });
         *made = Some(index);
@@ -642,7 +647,7 @@ impl Pools<'_> {
 
 impl Builder {
     /// Goes on to the next port, when all pools of one with these endpoints are made.
-    fn set_apart(&mut self, candidates: &BTreeMap<RealServerKey, Candidate>) {
+    fn set_apart(&mut self, candidates: &Candidates) {
         let port = self.port;
         self.port += 1;
         let pools: Vec<_> = self.pools.iter().rev().take_while(|pool| pool.port == port).collect();
@@ -650,18 +655,22 @@ impl Builder {
         if pools.iter().any(|pool| pool.real_servers.len() == candidates.len()) {
             return;
         }
-        let is_apart = |key: &RealServerKey| !pools.iter().any(|pool| pool.real_servers.binary_search(key).is_ok());
-        let addresses = |is_wanted: fn(&Candidate) -> bool| {
-            let others = candidates.iter().filter(|(key, candidate)| is_wanted(candidate) && is_apart(key));
-            let mut addresses: Vec<_> = others.map(|(key, _)| key.address).collect();
-            addresses.dedup();
-            addresses.into()
-        };
-        let apart = Apart {
-            present: addresses(|candidate| !candidate.terminating),
-            terminating: addresses(|candidate| candidate.terminating),
-            stranded: addresses(|candidate| candidate.stranded),
-        };
+        // A pool has some of the candidates, in the same order.
+        let mut pools: Vec<_> = pools.iter().map(|pool| pool.real_servers.iter().peekable()).collect();
+        let (mut present, mut terminating, mut stranded) = (Vec::new(), Vec::new(), Vec::new());
+        for (key, candidate) in candidates.iter() {
+            let served = pools.iter_mut().filter_map(|pool| pool.next_if_eq(&key)).count() > 0;
+            if served {
+                continue;
+            }
+            let addresses = if candidate.terminating { &mut terminating } else { &mut present };
+            addresses.push(key.address);
+            if candidate.stranded {
+                stranded.push(key.address);
+            }
+        }
+        [&mut present, &mut terminating, &mut stranded].into_iter().for_each(Vec::dedup);
+        let apart = Apart { present: present.into(), terminating: terminating.into(), stranded: stranded.into() };
         if apart != Apart::default() {
             self.apart.push((port, apart));
         }

@@ -251,9 +251,13 @@ impl FromIterator<Entry> for RealServers {
 }
 
 impl Extend<Entry> for RealServers {
+    /// Of those with the same key the last one counts.
     fn extend<I: IntoIterator<Item = Entry>>(&mut self, entries: I) {
-        for (key, server) in entries {
-            self.insert(key, server);
+        let mut more = entries.into_iter().peekable();
+        if more.peek().is_some() {
+            let mut all = std::mem::take(self.various());
+            all.extend(more);
+            *self = all.into();
         }
     }
 }
