@@ -15,7 +15,7 @@ use std::thread;
 const SECOND: u32 = 3;
 
 /// The tests of this program.
-pub(crate) static TESTS: Attempts = Attempts::new(SECOND);
+pub(crate) static TESTS: Attempts = Attempts::new(SECOND, tell);
 
 /// Who runs beside whom.
 pub(crate) struct Attempts {
@@ -23,11 +23,13 @@ pub(crate) struct Attempts {
     running: RwLock<()>,
     /// Second attempts that are left.
     second: AtomicU32,
+    /// Says what became of the test that runs.
+    tell: fn(&str),
 }
 
 impl Attempts {
-    const fn new(second: u32) -> Self {
-        Self { running: RwLock::new(()), second: AtomicU32::new(second) }
+    const fn new(second: u32, tell: fn(&str)) -> Self {
+        Self { running: RwLock::new(()), second: AtomicU32::new(second), tell }
     }
 
     /// Runs a test beside others, and alone if it failed there.
@@ -36,10 +38,10 @@ impl Attempts {
         if self.second.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
             resume_unwind(failure);
         }
-        tell("failed beside others: it is tried again, alone");
+        (self.tell)("failed beside others: it is tried again, alone");
         self.alone(test);
         // xtask counts these lines.
-        tell("passed at the second attempt, alone");
+        (self.tell)("passed at the second attempt, alone");
     }
 
     /// Runs a test while no other one does.
@@ -75,7 +77,7 @@ mod tests {
 
     #[test]
     fn a_test_that_fails_has_one_more_attempt_and_a_program_few() {
-        let attempts = Attempts::new(2);
+        let attempts = Attempts::new(2, |_| {});
         assert_eq!(run(&attempts, 0), (1, true));
         assert_eq!(run(&attempts, 1), (2, true));
         assert_eq!(run(&attempts, 2), (2, false));
@@ -85,7 +87,7 @@ mod tests {
 
     #[test]
     fn nothing_runs_beside_a_second_attempt() {
-        let attempts = Attempts::new(1);
+        let attempts = Attempts::new(1, |_| {});
         let (ran, running, most) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
         thread::scope(|scope| {
             for _ in 0..4 {
