@@ -22,7 +22,7 @@ const GUEST_LIMIT: Duration = Duration::from_secs(35 * 60);
 const GUEST_THREADS: &str = "6";
 
 /// The tests that are about numbers, files or output, and not about what the kernel does.
-const ON_ONE_KERNEL: [&str; 15] = [
+const ON_ONE_KERNEL: [&str; 19] = [
     "sizes::j3_a_set_grows_beyond_65536_members",
     "start::",
     "changes::",
@@ -38,6 +38,10 @@ const ON_ONE_KERNEL: [&str; 15] = [
     "handover::",
     "versions::",
     "neighbours::",
+    "outage::",
+    "configuration::",
+    "inspection::plan",
+    "inspection::explain",
 ];
 
 /// The agent's own tests that need a browser.
