@@ -2,9 +2,9 @@
 
 use super::*;
 
-/// For how long what was observed at the start is good enough for the first pass. Lists take longer only where an API server is in trouble, and
-/// then there may have been others at work.
-const ADOPTED: Duration = Duration::from_secs(10);
+/// For how long what was observed at the start is good enough for the first pass: about as long as what is remembered is relied on between two
+/// audits. Lists of fifty thousand Services take less; where an API server is in trouble they take longer, and then there may have been others at work.
+const ADOPTED: Duration = Duration::from_secs(60);
 
 /// How many virtual servers are made together where there are none.
 const PART: usize = 500;
