@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 /// Of so many tests of a program. When more fail than that, it is not for want of time.
-const SECOND: u32 = 3;
+const SECOND: u32 = 5;
 
 /// The tests of this program.
 pub(crate) static TESTS: Attempts = Attempts::new(SECOND, tell);
